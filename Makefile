@@ -1,0 +1,55 @@
+# make help lists what there is. PYTHON=python3.12 make run chooses another Python.
+PYTHON ?= python3
+PYTHON35 ?= $(firstword $(foreach p,python3.11 python3.10 python3,$(shell command -v $(p))))
+PIP := -m pip install --quiet --disable-pip-version-check
+RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
+TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: help run test test-all test-spark35 test-timezone lint clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
+
+run: .venv/java_home ## the job on the sample in data/; the tables go to output/
+	@$(RUN) etl.py
+	@echo "The five tables are in output/. Next: make test, make help, and README.md tells what the tables mean."
+
+test: .venv/tests ## the tests, in some minutes
+	@$(TEST) .venv/bin/python -m pytest
+	@.venv/bin/ruff check
+
+test-all: test test-timezone test-spark35 ## all tests, the long ones too
+
+test-timezone: .venv/tests ## the meaning of the tables, on a machine whose clock is not UTC
+	@$(TEST) TZ=America/New_York .venv/bin/python -m pytest tests/test_tables.py tests/test_job.py
+
+test-spark35: .venv35/tests .venv/java_home ## the job's tests on Spark 3.5.6, what emr-7.13.0 runs
+	@$(TEST) .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py
+
+lint: .venv/tests ## the linter
+	@.venv/bin/ruff check
+
+clean: ## away with the set-up and the output
+	rm -rf .venv .venv35 output
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else "$(PYTHON) is Python %d.%d; 3.10 to 3.13 serve: make PYTHON=python3.12 ..." % v[:2])'
+	@echo "Setting up .venv (once)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python $(PIP) -r requirements.txt
+	@touch $@
+
+.venv/java_home: .venv/installed tools/java_home.py
+	@.venv/bin/python tools/java_home.py > $@.tmp && mv $@.tmp $@
+
+.venv/tests: .venv/java_home requirements-dev.txt
+	@.venv/bin/python $(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv35/tests: requirements-dev.txt
+	@echo "Setting up .venv35 (once)"
+	@$(PYTHON35) -m venv .venv35
+	@.venv35/bin/python $(PIP) pyspark==3.5.6
+	@grep -v -e '^-r' requirements-dev.txt > .venv35/requirements.txt
+	@.venv35/bin/python $(PIP) boto3 -r .venv35/requirements.txt
+	@touch $@
