@@ -5,7 +5,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help run test test-all test-spark35 test-timezone lint clean
+.PHONY: help setup run test test-all test-timezone test-spark35 test-minio test-readme test-yarn lint clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -14,17 +14,28 @@ run: .venv/java_home ## the job on the sample in data/; the tables go to output/
 	@$(RUN) etl.py
 	@echo "The five tables are in output/. Next: make test, make help, and README.md tells what the tables mean."
 
-test: .venv/tests ## the tests, in some minutes
+setup: .venv/tests ## the set-up alone, for what README.md shows by hand
+
+test: .venv/tests ## the tests, with a real S3 server on loopback
 	@$(TEST) .venv/bin/python -m pytest
 	@.venv/bin/ruff check
 
-test-all: test test-timezone test-spark35 ## all tests, the long ones too
+test-all: test test-timezone test-spark35 test-minio test-readme test-yarn ## all tests, the long ones too
 
 test-timezone: .venv/tests ## the meaning of the tables, on a machine whose clock is not UTC
-	@$(TEST) TZ=America/New_York .venv/bin/python -m pytest tests/test_tables.py tests/test_job.py
+	@$(TEST) TZ=America/New_York .venv/bin/python -m pytest tests/test_tables.py tests/test_job.py -k 'tables or oracle_has'
 
 test-spark35: .venv35/tests .venv/java_home ## the job's tests on Spark 3.5.6, what emr-7.13.0 runs
 	@$(TEST) .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py
+
+test-minio: .venv/tests ## uploads and the job on a MinIO server, which is built by Go the first time
+	@$(TEST) .venv/bin/python -m pytest -m minio -n 0
+
+test-readme: .venv/tests ## what README.md says, done word by word
+	@$(TEST) .venv/bin/python -m pytest -m slow -n 0
+
+test-yarn: .venv/tests .venv35/tests ## the job on a real YARN cluster on loopback
+	@$(TEST) .venv/bin/python -m pytest -m yarn -n 0
 
 lint: .venv/tests ## the linter
 	@.venv/bin/ruff check
@@ -46,10 +57,10 @@ clean: ## away with the set-up and the output
 	@.venv/bin/python $(PIP) -r requirements-dev.txt
 	@touch $@
 
-.venv35/tests: requirements-dev.txt
+.venv35/tests: requirements.txt requirements-dev.txt
 	@echo "Setting up .venv35 (once)"
 	@$(PYTHON35) -m venv .venv35
 	@.venv35/bin/python $(PIP) pyspark==3.5.6
-	@grep -v -e '^-r' requirements-dev.txt > .venv35/requirements.txt
-	@.venv35/bin/python $(PIP) boto3 -r .venv35/requirements.txt
+	@sed -e '/^-r/d' -e '/^pyspark/d' requirements.txt requirements-dev.txt > .venv35/requirements.txt
+	@.venv35/bin/python $(PIP) -r .venv35/requirements.txt
 	@touch $@

@@ -30,14 +30,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
 from typing import NamedTuple
 from urllib.parse import urlparse
 
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.find_spark_home import _find_spark_home
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -520,9 +520,12 @@ def java_version(java: str) -> int | None:
 # S3A and its committer for a local session, by the Hadoop that Spark brings: the least that serves, 9 MB in place of
 # the AWS bundle's 500. A submitter brings its own with --packages; on EMR they are there.
 S3A_PACKAGES = {
-    "3.3": "com.amazonaws:aws-java-sdk-s3:1.12.367 com.amazonaws:aws-java-sdk-dynamodb:1.12.367",
-    "3.4": "software.amazon.awssdk:s3:2.25.53 software.amazon.awssdk:s3-transfer-manager:2.25.53",
-    "3.5": "software.amazon.awssdk:s3:2.35.4 software.amazon.awssdk:s3-transfer-manager:2.35.4"
+    "3.3": "org.apache.spark:spark-hadoop-cloud_{scala}:3.5.5 com.amazonaws:aws-java-sdk-s3:1.12.262"
+    " com.amazonaws:aws-java-sdk-sts:1.12.262 com.amazonaws:aws-java-sdk-dynamodb:1.12.262",  # 3.5.6 is not to be had
+    "3.4": "org.apache.spark:spark-hadoop-cloud_{scala}:{spark} software.amazon.awssdk:s3:2.25.53"
+    " software.amazon.awssdk:s3-transfer-manager:2.25.53",
+    "3.5": "org.apache.spark:spark-hadoop-cloud_{scala}:{spark} software.amazon.awssdk:s3:2.35.4"
+    " software.amazon.awssdk:s3-transfer-manager:2.35.4"
     " software.amazon.s3.analyticsaccelerator:analyticsaccelerator-s3:1.3.1",
 }
 S3A_EXCLUDES = (
@@ -544,12 +547,15 @@ def s3a_packages(settings: Settings) -> dict[str, str]:
         raise UsageError(
             f"no S3 connector is known for Hadoop {hadoop}; start the job with spark-submit --packages ..."
         )
-    packages = [
-        f"org.apache.hadoop:hadoop-aws:{hadoop}",
-        f"org.apache.spark:spark-hadoop-cloud_{scala}:{spark}",
-        *sdk.split(),
-    ]
+    packages = [f"org.apache.hadoop:hadoop-aws:{hadoop}", *sdk.format(scala=scala, spark=spark).split()]
     return {"spark.jars.packages": ",".join(packages), "spark.jars.excludes": ",".join(S3A_EXCLUDES.split())}
+
+
+# Uploads that appear all at once when the job commits, in place of copies.
+MAGIC_COMMITTER = {
+    "spark.sql.sources.commitProtocolClass": "org.apache.spark.internal.io.cloud.PathOutputCommitProtocol",
+    "spark.sql.parquet.output.committer.class": "org.apache.spark.internal.io.cloud.BindingParquetOutputCommitter",
+}
 
 
 def uses_s3(settings: Settings) -> bool:
@@ -578,14 +584,14 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
     if settings.sse:
         conf.set("fs.s3a.encryption.algorithm", "SSE-KMS" if settings.sse == "aws:kms" else "AES256")
         conf.set("fs.s3a.encryption.key", settings.kms_key_id)
-    # Uploads that appear when the job commits, in place of copies: half the requests.
     conf.set("fs.s3a.committer.name", "magic")
-    spark.conf.set(
-        "spark.sql.sources.commitProtocolClass", "org.apache.spark.internal.io.cloud.PathOutputCommitProtocol"
-    )
-    spark.conf.set(
-        "spark.sql.parquet.output.committer.class", "org.apache.spark.internal.io.cloud.BindingParquetOutputCommitter"
-    )
+    for key, name in MAGIC_COMMITTER.items():
+        try:
+            spark._jvm.org.apache.spark.util.Utils.classForName(name, False, False)
+        except Py4JError:
+            log.warning("the submitter brought no spark-hadoop-cloud; tables are written by copies, which is slower")
+            break
+        spark.conf.set(key, name)
 
 
 def on_emr(spark: SparkSession) -> bool:
@@ -643,7 +649,7 @@ def read_lines(spark: SparkSession, directory: str) -> DataFrame:
 
 
 def size_shuffles(spark: SparkSession, lines: DataFrame) -> None:
-    """Shuffles in as many parts as the input's size asks for; a literal is too many for a sample, too few for a year."""
+    """Shuffles in as many parts as the input's size asks; a literal is too many for a sample, too few for a year."""
     size = int(str(lines._jdf.queryExecution().optimizedPlan().stats().sizeInBytes()))
     spark.conf.set("spark.sql.shuffle.partitions", max(spark.sparkContext.defaultParallelism, size // SHUFFLE_BYTES))
 
@@ -691,9 +697,24 @@ class Storage:
         self.move(name + ".tmp", name)
 
     def move(self, source: str, target: str) -> None:
-        self.fs.mkdirs(self.path(target).getParent())
-        if not self.fs.rename(self.path(source), self.path(target)):
+        """Done already is done: a publication that was cut short is repeated from its beginning."""
+        if not on_s3(self.root):  # where there are no directories, looking for one is three requests for nothing
+            self.fs.mkdirs(self.path(target).getParent())
+        if self.renamed(source, target):
+            return
+        here, there = self.exists(source), self.exists(target)
+        if here and there:  # a copy that was cut short
+            self.delete(target)
+        if here and not self.renamed(source, target) or not here and not there:
             raise JobError(f"{self.root}: cannot move {source} to {target}; run the job again: it goes on from here")
+
+    def renamed(self, source: str, target: str) -> bool:
+        try:
+            return self.fs.rename(self.path(source), self.path(target))
+        except Py4JJavaError as error:
+            if not re.search("FileNotFoundException|FileAlreadyExistsException", error.java_exception.toString()):
+                raise
+            return False
 
     def delete(self, name: str) -> None:
         self.fs.delete(self.path(name), True)
@@ -716,28 +737,31 @@ def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) ->
 
 def audit(tables: dict[str, DataFrame]) -> dict[str, int]:
     """The number of rows in each table, read back from what was written. JobError if a key or a reference is broken."""
-    counts = [
-        rows.select(F.lit(name).alias("name"), F.col(TABLES[name].key).alias("key"))
-        .groupBy("name")
-        .agg(F.count("*").alias("rows"), F.count("key").alias("known"), F.countDistinct("key").alias("distinct"))
-        for name, rows in tables.items()
-    ]
-    counted = {row.name: row for row in reduce(DataFrame.union, counts).collect()}
+    with ExitStack() as stack:
+        keys = {name: rows.select(TABLES[name].key, *TABLES[name].references) for name, rows in tables.items()}
+        for rows in keys.values():
+            stack.enter_context(cached(rows))  # each is looked at twice or more, and S3 counts every look
+        counts = [
+            rows.groupBy(F.lit(name).alias("name")).agg(
+                F.count("*").alias("rows"), F.count(key).alias("known"), F.countDistinct(key).alias("distinct")
+            )
+            for name, rows, key in ((name, rows, rows.columns[0]) for name, rows in keys.items())
+        ]
+        lost = [
+            rows.where(F.col(column).isNotNull())
+            .join(keys[other].select(F.col(TABLES[other].key).alias(column)), on=column, how="left_anti")
+            .select(F.lit(f"{name}: a {column} is not in {other}").alias("told"))
+            for name, rows in keys.items()
+            for column, other in TABLES[name].references.items()
+        ]
+        counted = {row.name: row for row in reduce(DataFrame.union, counts).collect()}
+        broken = reduce(DataFrame.union, lost).first()
     for name, row in counted.items():
         if not row.rows == row.known == row.distinct:
             told = f"{row.rows} rows, of them {row.known} with a {TABLES[name].key}, {row.distinct} distinct"
             raise JobError(f"{name}: {told}; nothing was published")
-    lost = [
-        rows.select(F.col(column).alias("key"))
-        .where("key IS NOT NULL")
-        .join(tables[other].select(F.col(TABLES[other].key).alias("key")), on="key", how="left_anti")
-        .select(F.lit(f"{name}: a {column} is not in {other}").alias("told"))
-        for name, rows in tables.items()
-        for column, other in TABLES[name].references.items()
-    ]
-    first = reduce(DataFrame.union, lost).first()
-    if first:
-        raise JobError(f"{first.told}; nothing was published")
+    if broken:
+        raise JobError(f"{broken.told}; nothing was published")
     return {name: counted[name].rows if name in counted else 0 for name in tables}
 
 
@@ -761,17 +785,11 @@ def publish(lake: Storage, staging: str, names: Iterable[str]) -> dict[str, list
 def finish_publication(lake: Storage) -> None:
     """Does what the journal says, if there is one, and clears the staging. Doing it twice does no harm."""
 
-    def move(names: tuple[str, str]) -> None:
-        source, target = names
-        if lake.exists(source):
-            lake.delete(target)  # a copy that was cut short
-            lake.move(source, target)
-
     text = lake.read(JOURNAL)
     if text:
         journal = json.loads(text)
         with ThreadPoolExecutor(32) as pool:
-            list(pool.map(move, journal["move"].items()))
+            list(pool.map(lake.move, journal["move"].keys(), journal["move"].values()))
             list(pool.map(lake.delete, journal["retire"]))
         lake.delete(JOURNAL)
     lake.delete(STAGING)
@@ -812,7 +830,7 @@ def run(spark: SparkSession, settings: Settings) -> None:
     songs = checked(read_lines(spark, f"{source}/song_data"), SONG_FIELDS, SONG_RULES).drop("value")
     events = clean_events(checked(read_lines(spark, f"{source}/log_data"), LOG_FIELDS, LOG_RULES))
     versions = user_versions(events)
-    # Both are read several times and small beside the logs. Those are parsed twice: faster than to keep them.
+    # Both are read several times and small beside the logs. Those are parsed twice, which is faster than to keep them.
     with cached(songs), cached(versions):
         log_lines_used("song_data", songs.withColumn("lines", F.lit(1)))
         log_lines_used("log_data", versions)
@@ -876,15 +894,35 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+# What the storage says, and what to do about it.
+REMEDIES = {
+    "NoSuchBucket|UnknownStoreException": "the bucket does not exist; create it, or mend the address",
+    "InvalidAccessKeyId": "the access key is unknown here; mend [AWS CREDS], or the profile or environment in use",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key; mend [AWS CREDS]",
+    "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones",
+    "PermanentRedirect|AuthorizationHeaderMalformed|AWSRedirectException": "the bucket is in another region; set [LAKE]"
+    " REGION",
+    "AccessDenied|Status Code: 403": "access denied; the keys or the role lack a permission here, see iam/",
+    "NoAuthWithAWSException|CredentialInitializationException|Unable to load credentials|NoCredentials": "no AWS keys"
+    " were found; give [AWS CREDS], a profile, or a role",
+    "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed": "the store cannot be reached; check"
+    " [LAKE] ENDPOINT and REGION and the network",
+    "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
+    " Central: is there a network?",
+}
+
+
 def root_cause(error: Exception) -> str:
-    """What Spark says, in one line: the innermost cause, and the file that was being read."""
+    """What Spark or the storage says, in one line: where, what to do if that is known, and the innermost cause."""
     cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     chain = [str(error)]
     while cause is not None:
         chain.append(cause.toString())
         cause = cause.getCause()
-    file = re.search(r"while reading file (\S+)", " ".join(chain))
-    return (f"{file.group(1)}: " if file else "") + chain[-1].splitlines()[0]
+    told = " ".join(chain)
+    place = re.search(r"while reading file (\S+)", told) or re.search(r"(s3a?://[^\s:,]+)", told)
+    remedy = next((remedy for said, remedy in REMEDIES.items() if re.search(said, told)), None)
+    return ": ".join(filter(None, [place and place.group(1), remedy, chain[-1].splitlines()[0]]))
 
 
 if __name__ == "__main__":
