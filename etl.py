@@ -191,6 +191,7 @@ SECTIONS = {
     ),
 }  # fmt: skip
 REQUIRED = {"AWS CREDS": SECTIONS["AWS CREDS"][:2], "LAKE": ("input", "output")}
+ENCRYPTIONS = {"": "", "AES256": "AES256", "aws:kms": "SSE-KMS"}  # S3's names, and S3A's
 LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
 PLACEHOLDER = re.compile(
     r"<.*>|.*\b(your|my)[-_ ]?(bucket|access|secret|aws|key|token).*|change[-_ ]?me|x{3,}|\.{3}", re.I
@@ -242,17 +243,19 @@ def parsed_config(path: str) -> configparser.ConfigParser:
 def checked_settings(path: str, settings: Settings) -> Settings:
     """The settings themselves, if they make sense together."""
 
-    def wrong(section: str, key: str, value: str, remedy: str) -> UsageError:
-        return UsageError(f"{path}: [{section}] {key} = {value!r}: {remedy}")
+    def wrong(key: str, remedy: str) -> UsageError:
+        return UsageError(f"{path}: [LAKE] {key.upper()} = {getattr(settings, key)!r}: {remedy}")
 
     for key in ("input", "output"):
-        address = getattr(settings, key)
-        if not address:
-            raise wrong("LAKE", key.upper(), address, "blank; give a directory or an s3:// address")
-        if on_s3(address) and not urlparse(address).netloc:
-            raise wrong("LAKE", key.upper(), address, "names no bucket; write s3://BUCKET/PREFIX")
+        place = getattr(settings, key)
+        if not place:
+            raise wrong(key, "blank; give a directory or an s3:// address")
+        if on_s3(place) and not urlparse(place).netloc:
+            raise wrong(key, "names no bucket; write s3://BUCKET/PREFIX")
     if settings.songs_partition_by not in LAYOUTS:
-        raise wrong("LAKE", "SONGS_PARTITION_BY", settings.songs_partition_by, f"choose one of: {' | '.join(LAYOUTS)}")
+        raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
+    if settings.sse not in ENCRYPTIONS:
+        raise wrong("sse", f"choose one of: {' | '.join(filter(None, ENCRYPTIONS))}, or leave it out")
     if bool(settings.aws_access_key_id) != bool(settings.aws_secret_access_key):
         raise UsageError(
             f"{path}: [AWS CREDS] holds one key of two; give both, or leave both blank for the AWS default chain"
@@ -582,7 +585,7 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
     if settings.region or settings.endpoint:
         conf.set("fs.s3a.endpoint.region", settings.region or "us-east-1")
     if settings.sse:
-        conf.set("fs.s3a.encryption.algorithm", "SSE-KMS" if settings.sse == "aws:kms" else "AES256")
+        conf.set("fs.s3a.encryption.algorithm", ENCRYPTIONS[settings.sse])
         conf.set("fs.s3a.encryption.key", settings.kms_key_id)
     conf.set("fs.s3a.committer.name", "magic")
     for key, name in MAGIC_COMMITTER.items():

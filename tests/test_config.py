@@ -41,6 +41,7 @@ def config(tmp_path: Path) -> Path:
             KEYS + LAKE + "SONGS_PARTITION_BY = artist\n",
             "[LAKE] SONGS_PARTITION_BY = 'artist': choose one of: year | year, artist_id",
         ),
+        (KEYS + LAKE + "SSE = kms\n", "[LAKE] SSE = 'kms': choose one of: AES256 | aws:kms"),
         (LAKE.replace("[LAKE]\n", "") + KEYS, "line 1"),
         (KEYS + LAKE + "no value\n", "line 7"),
     ],

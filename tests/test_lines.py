@@ -110,3 +110,10 @@ def test_json_and_gzipped_json_are_read_at_any_depth_and_nothing_else(spark: Spa
 def test_line_ends_blank_lines_and_a_byte_order_mark_are_no_content(spark: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\n  \t\nthree")
     assert sorted(row.value for row in etl.read_lines(spark, str(tmp_path)).collect()) == ["one", "three", "two"]
+
+
+def test_a_line_is_parsed_once_a_pass(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(json.dumps(event()))
+    lines = etl.checked(etl.read_lines(spark, str(tmp_path)), etl.LOG_FIELDS, etl.LOG_RULES)
+    plays = etl.clean_events(lines).where("is_play").select("title", "user_id")
+    assert plays._jdf.queryExecution().executedPlan().toString().count("from_json(") == 1
