@@ -474,6 +474,7 @@ def spark_session(settings: Settings) -> SparkSession:
     builder = SparkSession.builder.appName("sparkify-etl")
     if not submitted():
         check_java()
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # spares two warnings about the machine's name
         for key, value in {**local_session(), **s3a_packages(settings)}.items():
             builder = builder.config(key, value)
     spark = builder.getOrCreate()

@@ -218,12 +218,11 @@ def report(runs: dict, options: argparse.Namespace) -> str:
 NOTES = [
     "What stands behind the figures:",
     "",
-    "- With tiny files the server is the floor: its processor seconds are far above any tool's, it shares the cores with"
-    " the tool, and no client can make it faster. That hides most of what a lighter client saves: compare the tools' own"
-    " processor seconds, which do not depend on what else the machine does.",
+    "- With tiny files the server is the floor: it uses more processor than any tool, shares the cores with it, and no"
+    " client can make it faster. That hides most of what a lighter client saves: compare the tools' own seconds.",
     "- On a rerun upload.py reads every file and compares content (MD5 for small ones, CRC32 for large ones). The two"
-    " others trust size and time, and miss a change that leaves both as they were. Nearly a second of it is the start of"
-    " Python, boto3 and the settings.",
+    " others trust size and time, and miss a change that leaves both as they were. Most of a second is the start of"
+    " Python and boto3.",
     "- `aws s3 sync` and `s5cmd` overwrite what is there. upload.py writes on condition, each time with a checksum.",
     "",
 ]
