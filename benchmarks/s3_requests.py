@@ -61,7 +61,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory, moto_server() as server:
         place = Path(directory)
         sizes = ["--songs", str(options.songs), "--days", str(options.days), "--events", "20000"]
-        subprocess.run([sys.executable, str(ROOT / "benchmarks" / "generate.py"), str(place / "lake"), *sizes], check=True)
+        generator = [sys.executable, str(ROOT / "benchmarks" / "generate.py"), str(place / "lake")]
+        subprocess.run([*generator, *sizes], check=True)
         server.client().create_bucket(Bucket="raw")
         if upload.main([str(place / "lake"), "--config", str(server.dl_cfg(place / "dl.cfg", "s3://raw"))]):
             return 1
@@ -70,7 +71,8 @@ def main() -> int:
     lines = [
         "# S3 requests of a run",
         "",
-        f"`python benchmarks/s3_requests.py`: {options.songs} song files and {options.days} log files, tables there already.",
+        f"Made by `python benchmarks/s3_requests.py`: {options.songs} song and {options.days} log files, and tables",
+        "that are there already and are replaced.",
         "",
         "| request | classic committer | the job's |",
         "|---|---|---|",

@@ -44,9 +44,22 @@ def files(output: Path, pattern: str = "**/*") -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def output(spark: SparkSession, lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def told() -> list[str]:
+    """What the run that made `output` has logged."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def output(spark: SparkSession, lake: Path, told: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run") / "output"
-    assert run(lake, output) == 0
+    told.clear()
+    listener = logging.Handler()
+    listener.emit = lambda record: told.append(record.getMessage())
+    etl.log.addHandler(listener)
+    try:
+        assert run(lake, output) == 0
+    finally:
+        etl.log.removeHandler(listener)
     return output
 
 
@@ -58,13 +71,9 @@ def test_a_table_has_the_rows_that_the_oracle_has(lake: Path, output: Path, name
     assert published(output, name) == in_order(oracle.five_tables(lake))[name]
 
 
-def test_the_lines_not_used_are_those_that_the_oracle_does_not_use(
-    spark: SparkSession, lake: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="etl"):
-        assert run(lake, tmp_path / "output") == 0
-    for (kind, reason), lines in oracle.rejected_lines(lake).items():
-        assert f"{kind}_data: {lines:,} lines not used: {reason};" in caplog.text
+def test_the_lines_not_used_are_those_that_the_oracle_does_not_use(output: Path, lake: Path, told: list[str]) -> None:
+    rejected = {f"{kind}_data: {n:,} lines not used: {why}" for (kind, why), n in oracle.rejected_lines(lake).items()}
+    assert {line.split(";")[0] for line in told if "lines not used: " in line} == rejected
 
 
 @pytest.mark.parametrize("name", etl.TABLES)
@@ -195,12 +204,13 @@ def test_a_failed_audit_publishes_nothing(
     assert not files(tmp_path / "output", "songplays/**/*")
 
 
-@pytest.mark.parametrize("moves", [0, 3, 6])
+@pytest.mark.parametrize("moves", [0, 3])
 def test_a_publication_that_was_cut_short_is_finished_by_the_next_run(
     spark: SparkSession, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
     output, left, move = tmp_path / "output", [moves], etl.Storage.move
     assert run(small, output) == 0
+    before = all_published(output)
 
     def breaks(self: etl.Storage, source: str, target: str) -> None:
         if source.startswith(etl.STAGING):
@@ -212,7 +222,8 @@ def test_a_publication_that_was_cut_short_is_finished_by_the_next_run(
     write_lake(small, [song(song_id="SO2", year=1950)], [event(at="2017-01-01")])
     monkeypatch.setattr(etl.Storage, "move", breaks)
     monkeypatch.setattr(etl, "ThreadPoolExecutor", lambda workers: InOrder())
-    assert run(small, output) == (1 if moves < 5 else 0)
+    assert run(small, output) == 1
+    assert moves or all_published(output) == before
     monkeypatch.undo()
     etl.finish_publication(etl.Storage(spark, f"file://{output}"))
     assert all_published(output) == in_order(oracle.five_tables(small))

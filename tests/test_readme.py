@@ -47,7 +47,8 @@ def test_the_walk_on_a_local_s3_server_works_as_written(tmp_path: Path) -> None:
     for name in ("etl.py", "upload.py", "data"):
         (tmp_path / name).symlink_to(ROOT / name)
     program = walk.replace("make setup\n", "set -e\n").replace("5555", str(free_port()))
-    program = program.replace(".venv/bin/", f"{sys.prefix}/bin/").replace("$(cat .venv/java_home)", os.environ["JAVA_HOME"])
+    program = program.replace(".venv/bin/", f"{sys.prefix}/bin/")
+    program = program.replace("$(cat .venv/java_home)", os.environ["JAVA_HOME"])
     told = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=400)
     assert told.returncode == 0, told.stderr
     read_back = dict(line.split() for line in told.stdout.splitlines() if line.split()[0] in etl.TABLES)
