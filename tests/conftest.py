@@ -89,8 +89,11 @@ def write_lake(root: Path, songs: Iterable[dict | str] = (), events: Iterable[di
 
 @pytest.fixture(scope="session")
 def spark() -> Iterable[SparkSession]:
-    """The job's own local session."""
-    session = etl.spark_session(etl.Settings(input="data", output="output"))
+    """The job's own local session, with less memory: there is one for each of pytest's workers."""
+    local_session = etl.local_session
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(etl, "local_session", lambda: {**local_session(), "spark.driver.memory": "1g"})
+        session = etl.spark_session(etl.Settings(input="data", output="output"))
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()

@@ -261,12 +261,10 @@ def begin_upload(place: Place, key: str, **kind: str) -> str:
 # Other writers
 
 
-@pytest.mark.parametrize("before", [None, "one"])
-@pytest.mark.parametrize("size", [3, 6 * MB])
+# Not a large file that replaces another: moto does not look at IfMatch when an upload is completed. MinIO does.
+@pytest.mark.parametrize("before, size", [(None, 3), (None, 6 * MB), ("one", 3)])
 @pytest.mark.usefixtures("small_parts")
 def test_a_lost_race_is_reported_and_the_other_ones_object_stays(place, meanwhile, caplog, capsys, before, size):
-    if before and size > MB:
-        pytest.skip("moto does not look at IfMatch when an upload is completed; tried on MinIO")
     place.write("a.json", b"x" * size)
     place.write("b.json", "goes on")
     if before:
