@@ -23,10 +23,10 @@ import re
 import shlex
 import signal
 import sys
-import time
 import uuid
 from dataclasses import dataclass, fields
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, NamedTuple
 
 import etl
@@ -284,10 +284,10 @@ def wait(aws: Aws, cluster_id: str, timeout: float) -> dict[str, Any]:
     """The job's step when it has ended, or when the cluster has, with a line for every change on the way."""
     from botocore.exceptions import HTTPClientError
 
-    started = heard = told = time.monotonic()
+    started = heard = told = monotonic()
     before = None
     while True:
-        now = time.monotonic()
+        now = monotonic()
         try:
             cluster = aws.emr.describe_cluster(ClusterId=cluster_id)["Cluster"]["Status"]
             step = aws.emr.list_steps(ClusterId=cluster_id)["Steps"][0]
@@ -304,7 +304,7 @@ def wait(aws: Aws, cluster_id: str, timeout: float) -> dict[str, Any]:
                 raise JobError(f"lost the connection to AWS for {SILENCE // 60} minutes") from None
         if now - started >= timeout:
             raise JobError(f"the job did not end within {timeout / 60:.0f} minutes ([EMR] TIMEOUT_MINUTES)")
-        time.sleep(POLL)
+        sleep(POLL)
 
 
 def stop(aws: Aws, cluster_id: str) -> None:
@@ -336,13 +336,13 @@ def job_log(aws: Aws, cluster: Cluster, cluster_id: str, step_id: str) -> str:
     """The step's stderr from the log address, as soon as EMR has put it there; "" when it does not."""
     bucket, prefix = s3_place(cluster.logs)
     key = "/".join(part for part in (prefix, cluster_id, "steps", step_id, "stderr.gz") if part)
-    deadline = time.monotonic() + LOG_WAIT
-    while time.monotonic() < deadline:
+    deadline = monotonic() + LOG_WAIT
+    while monotonic() < deadline:
         try:
             return gzip.decompress(aws.s3.get_object(Bucket=bucket, Key=key)["Body"].read()).decode(errors="replace")
         except aws.s3.exceptions.NoSuchKey:
             log.info("waiting for s3://%s/%s", bucket, key)
-            time.sleep(POLL)
+            sleep(POLL)
     return ""
 
 

@@ -109,7 +109,7 @@ def run(config: str, *args: str) -> int:
 def meanwhile(monkeypatch: pytest.MonkeyPatch, *events: Callable[[], None]) -> None:
     """While emr.py sleeps, the events happen, one a sleep."""
     left = list(events)
-    monkeypatch.setattr(emr.time, "sleep", lambda seconds: left.pop(0)() if left else pytest.fail("it waits for ever"))
+    monkeypatch.setattr(emr, "sleep", lambda seconds: left.pop(0)() if left else pytest.fail("it waits for ever"))
 
 
 def job_is(state: str) -> Callable[[], None]:
@@ -183,7 +183,7 @@ def test_a_job_that_takes_too_long_is_cancelled_and_its_cluster_terminated(
     minutes, aws, config, monkeypatch, caplog
 ) -> None:
     clock = iter(range(0, 10**6, 600))
-    monkeypatch.setattr(emr.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(emr, "monotonic", lambda: next(clock))
     meanwhile(monkeypatch, *[lambda: None] * 20)
     assert run(config(emr=f"{EMR}TIMEOUT_MINUTES = {minutes}")) == 1
     assert f"did not end within {minutes} minutes" in caplog.text
@@ -238,7 +238,7 @@ def test_a_connection_that_stays_lost_ends_with_the_one_command_that_stops_the_c
         aws.emr.meta.events.register_first("before-send.emr", dead_line)
 
     clock = iter(range(0, 10**6, 300))
-    monkeypatch.setattr(emr.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(emr, "monotonic", lambda: next(clock))
     meanwhile(monkeypatch, cut, *[lambda: None] * 10)
     assert run(config()) == 1
     assert f"aws emr terminate-clusters --cluster-ids {clusters()[0].id}" in caplog.messages[-2]

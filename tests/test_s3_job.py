@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,35 +86,30 @@ def test_the_sample_goes_up_the_job_runs_from_s3_to_s3_and_the_tables_are_right_
         assert CANARY.encode() not in text
 
 
-def test_keys_from_the_environment_serve(server: Server, small: Path, tmp_path: Path) -> None:
-    config = server.dl_cfg(tmp_path / "dl.cfg", "s3a://lake/small", OUTPUT=str(tmp_path / "output"))
-    config.write_text(config.read_text().replace(server.access_key, "", 1).replace(server.secret_key, "", 1))
-    told = run_job(config, AWS_ACCESS_KEY_ID=server.access_key, AWS_SECRET_ACCESS_KEY=server.secret_key)
-    assert told.returncode == 0, told.stderr
-    assert all_published(tmp_path / "output") == in_order(oracle.five_tables(small))
+def test_keys_from_the_environment_serve_and_one_request_in_ten_may_fail(
+    server: Server, small: Path, tmp_path: Path
+) -> None:
+    faults = [Fault("503", fraction=0.05), Fault("reset", fraction=0.05)]
+    with fault_proxy(server.endpoint, faults=faults, seed=1) as proxy:
+        config = server.behind(proxy.endpoint).dl_cfg(tmp_path / "dl.cfg", "s3a://lake/small", OUTPUT="s3://tables/faulty")
+        config.write_text(re.sub("(AWS_.* =).*", r"\1", config.read_text()))
+        told = run_job(config, AWS_ACCESS_KEY_ID=server.access_key, AWS_SECRET_ACCESS_KEY=server.secret_key)
+        assert told.returncode == 0, told.stderr
+        assert sum(proxy.injected().values()) > 5
     assert "log_data: 1 lines not used: broken JSON" in told.stderr
+    output = downloaded(server, "tables", "faulty", tmp_path)
+    assert all_published(output) == in_order(oracle.five_tables(small))
 
 
 def test_keys_from_a_profile_serve_and_a_missing_bucket_is_named(server: Server, small: Path, tmp_path: Path) -> None:
     config = server.dl_cfg(tmp_path / "dl.cfg", "s3://lake/small", OUTPUT="s3://nowhere/tables")
-    config.write_text(config.read_text().replace(server.access_key, "", 1).replace(server.secret_key, "", 1))
+    config.write_text(re.sub("(AWS_.* =).*", r"\1", config.read_text()))
     profile = tmp_path / "credentials"
     keys = (f"aws_access_key_id = {server.access_key}", f"aws_secret_access_key = {server.secret_key}")
     profile.write_text("\n".join(["[night]", *keys]))
     told = run_job(config, AWS_PROFILE="night", AWS_SHARED_CREDENTIALS_FILE=str(profile))
     assert told.returncode == 1
     assert "nowhere" in last_line(told) and "does not exist" in last_line(told)
-
-
-def test_one_request_in_ten_may_fail(server: Server, small: Path, tmp_path: Path) -> None:
-    faults = [Fault("503", fraction=0.05), Fault("reset", fraction=0.05)]
-    with fault_proxy(server.endpoint, faults=faults, seed=1) as proxy:
-        config = server.behind(proxy.endpoint).dl_cfg(tmp_path / "dl.cfg", "s3://lake/small", OUTPUT="s3://tables/faulty")
-        told = run_job(config)
-        assert told.returncode == 0, told.stderr
-        assert sum(proxy.injected().values()) > 5
-    output = downloaded(server, "tables", "faulty", tmp_path)
-    assert all_published(output) == in_order(oracle.five_tables(small))
 
 
 @pytest.mark.parametrize(
