@@ -53,30 +53,28 @@ def installed() -> tuple[Path | None, list[str]]:
     return None, unfit
 
 
-def fetched() -> Path | None:
-    """The home of a Temurin 17 in .venv/java; None where it cannot be had."""
+def fetched() -> tuple[Path | None, str]:
+    """The home of a Temurin 17 in .venv/java; None, and why, where it cannot be had."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", CJDK]
     if subprocess.run(pip, stdout=sys.stderr, stderr=subprocess.DEVNULL).returncode:
-        return None
+        return None, f"pip could not install {CJDK}"
     import cjdk
 
     logging.disable()
     try:
-        return Path(cjdk.java_home(vendor="temurin", version="17", cache_dir=ROOT / ".venv" / "java", progress=False))
-    except Exception as error:  # noqa: BLE001 - whatever stops the download, the remedy is the same
-        print(f"no Java could be fetched: {error}".splitlines()[0], file=sys.stderr)
-        return None
+        place = cjdk.java_home(vendor="temurin", version="17", cache_dir=ROOT / ".venv" / "java", progress=False)
+    except Exception as error:  # whatever stops the download, the remedy is the same
+        return None, f"fetching one failed: {str(error).split(':')[0]}"
+    return Path(place), ""
 
 
 def main() -> int:
     home, unfit = installed()
-    home = home or fetched()
     if home is None:
-        found = f" ({'; '.join(unfit)})" if unfit else ""
-        print(
-            f"Spark needs Java {' or '.join(map(str, JAVA_VERSIONS))} and none was found{found}: {JAVA_REMEDY}",
-            file=sys.stderr,
-        )
+        home, why = fetched()
+    if home is None:
+        needed, found = " or ".join(map(str, JAVA_VERSIONS)), "; ".join([*unfit, why])
+        print(f"Spark needs Java {needed} and none was found ({found}): {JAVA_REMEDY}", file=sys.stderr)
         return 1
     print(home)
     return 0
