@@ -474,6 +474,7 @@ def spark_session(settings: Settings) -> SparkSession:
     builder = SparkSession.builder.appName("sparkify-etl")
     if not submitted():
         check_java()
+        check_s3(settings)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # spares two warnings about the machine's name
         for key, value in {**local_session(), **s3a_packages(settings)}.items():
             builder = builder.config(key, value)
@@ -623,6 +624,18 @@ def aws_session(settings: Settings):
         aws_session_token=settings.aws_session_token or None,
         region_name=settings.region or None,
     )
+
+
+def check_s3(settings: Settings) -> None:
+    """One LIST of each place, before Spark starts: its answer says what is wrong. S3A asks by HEAD: only a 403."""
+    for place in filter(on_s3, (settings.input, settings.output)):
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        bucket, _, prefix = place.split("://", 1)[1].partition("/")
+        try:
+            s3_client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except (BotoCoreError, ClientError) as error:
+            raise JobError(explained(place, str(error), str(error))) from None
 
 
 def s3_client(settings: Settings, **config: object):
@@ -907,10 +920,10 @@ REMEDIES = {
     "PermanentRedirect|AuthorizationHeaderMalformed|AWSRedirectException": "the bucket is in another region; set [LAKE]"
     " REGION",
     "AccessDenied|Status Code: 403": "access denied; the keys or the role lack a permission here, see iam/",
-    "NoAuthWithAWSException|CredentialInitializationException|Unable to load credentials|NoCredentials": "no AWS keys"
+    "NoAuthWithAWSException|CredentialInitializationException|Unable to (load|locate) credentials": "no AWS keys"
     " were found; give [AWS CREDS], a profile, or a role",
-    "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed": "the store cannot be reached; check"
-    " [LAKE] ENDPOINT and REGION and the network",
+    "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect": "the store cannot be"
+    " reached; check [LAKE] ENDPOINT and REGION and the network",
     "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
     " Central: is there a network?",
 }
@@ -925,8 +938,13 @@ def root_cause(error: Exception) -> str:
         cause = cause.getCause()
     told = " ".join(chain)
     place = re.search(r"while reading file (\S+)", told) or re.search(r"(s3a?://[^\s:,]+)", told)
-    remedy = next((remedy for said, remedy in REMEDIES.items() if re.search(said, told)), None)
-    return ": ".join(filter(None, [place and place.group(1), remedy, chain[-1].splitlines()[0]]))
+    return explained(place.group(1) if place else "", told, chain[-1].splitlines()[0])
+
+
+def explained(place: str, told: str, cause: str) -> str:
+    """Where, what to do about what was told if that is known, and the cause."""
+    remedy = next((remedy for said, remedy in REMEDIES.items() if re.search(said, told)), "")
+    return ": ".join(filter(None, [place, remedy, cause]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from conftest import ROOT, event, play_of, song, write_lake
 from faultproxy import Fault, fault_proxy
 from lake import all_published, in_order
 from pyspark.sql import SparkSession
-from s3 import Server, moto_server, objects, open_uploads
+from s3 import Server, minio_server, moto_server, objects, open_uploads
 
 import etl
 import upload
@@ -110,6 +110,25 @@ def test_keys_from_a_profile_serve_and_a_missing_bucket_is_named(server: Server,
     told = run_job(config, AWS_PROFILE="night", AWS_SHARED_CREDENTIALS_FILE=str(profile))
     assert told.returncode == 1
     assert "nowhere" in last_line(told) and "does not exist" in last_line(told)
+
+
+@pytest.mark.minio
+def test_on_minio_the_sample_goes_up_the_tables_are_right_and_a_wrong_key_is_named(tmp_path: Path) -> None:
+    with minio_server() as server:
+        config = server.dl_cfg(tmp_path / "dl.cfg", "s3://lake/raw", OUTPUT="s3://lake/tables")
+        assert upload.main([str(ROOT / "data"), "--config", str(config), "--create-bucket"]) == 0
+        told = run_job(config)
+        assert told.returncode == 0, told.stderr
+        output = downloaded(server, "lake", "tables", tmp_path)
+        assert all_published(output) == in_order(oracle.five_tables(ROOT / "data"))
+        config.write_text(config.read_text().replace(server.secret_key, "wrong-secret"))
+        told = run_job(config)
+        assert told.returncode == 1
+        assert "the secret key does not fit the access key; mend [AWS CREDS]" in last_line(told)
+        config.write_text(config.read_text().replace("= testing\n", "= nobody\n"))
+        told = run_job(config)
+        assert told.returncode == 1
+        assert "the access key is unknown here; mend [AWS CREDS]" in last_line(told)
 
 
 @pytest.mark.parametrize(
