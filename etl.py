@@ -924,6 +924,8 @@ REMEDIES = {
     " were found; give [AWS CREDS], a profile, or a role",
     "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect": "the store cannot be"
     " reached; check [LAKE] ENDPOINT and REGION and the network",
+    "EOFException|ZipException|incorrect header check": "a file of the input is cut short or damaged; `gzip -t` tells"
+    " which, deliver it again",
     "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
     " Central: is there a network?",
 }
