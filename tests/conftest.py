@@ -114,9 +114,14 @@ def table(spark: SparkSession, tmp_path: Path) -> Tables:
         log_lines = etl.checked(etl.read_lines(spark, f"{lake}/log_data"), etl.LOG_FIELDS, etl.LOG_RULES)
         events = etl.clean_events(log_lines)
         tables = etl.star_schema(etl.clean_songs(song_lines), events, etl.user_versions(events))
-        return sorted_rows(tables[name].collect())
+        return sorted_rows(map(in_utc, row) for row in tables[name].collect())
 
     return rows_of
+
+
+def in_utc(value: Any) -> Any:
+    """PySpark hands times over in the zone of this machine."""
+    return value.astimezone(timezone.utc).replace(tzinfo=None) if isinstance(value, datetime) else value
 
 
 def sorted_rows(rows: Iterable[tuple]) -> list[tuple]:
