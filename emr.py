@@ -83,7 +83,7 @@ def read_cluster(path: str) -> Cluster:
         if key not in values:
             raise UsageError(f"{path}: [EMR] {key.upper()} is missing or blank; docs/emr.md tells what belongs there")
     for key in ("code", "logs"):
-        if not s3_place(values[key])[0]:
+        if not etl.s3_place(values[key])[0]:
             raise UsageError(f"{path}: [EMR] {key.upper()} = {values[key]!r}: give an s3://BUCKET/PREFIX address")
     cluster = Cluster(**values)
     tags_of(cluster, path)
@@ -95,12 +95,6 @@ def number(path: str, key: str, value: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", value) or int(value) < least:
         raise UsageError(f"{path}: [EMR] {key.upper()} = {value!r}: give a whole number, {least} or more")
     return int(value)
-
-
-def s3_place(address: str) -> tuple[str, str]:
-    """s3://bucket/a/prefix -> ("bucket", "a/prefix"); ("", "") for any other address."""
-    found = re.fullmatch("s3[an]?://([^/]+)/?(.*)", address)
-    return (found[1], found[2]) if found else ("", "")
 
 
 def tags_of(cluster: Cluster, path: str = "dl.cfg") -> dict[str, str]:
@@ -185,7 +179,7 @@ def all_tags(cluster: Cluster, settings: etl.Settings, run: str) -> dict[str, st
 
 def lake_of(settings: etl.Settings) -> str:
     """The output address, however it is written: s3a://lake/tables/ -> s3://lake/tables"""
-    return "s3://" + "/".join(s3_place(settings.output)).rstrip("/")
+    return "s3://" + "/".join(etl.s3_place(settings.output)).rstrip("/")
 
 
 def script(cluster: Cluster, run: str) -> str:
@@ -260,7 +254,7 @@ def refuse_a_second(aws: Aws, lake: str, but: str = "") -> None:
 
 def ship(aws: Aws, cluster: Cluster, config: str, run: str) -> None:
     """etl.py and a dl.cfg without keys to CODE/run/; they stay there, a record of what ran."""
-    bucket, prefix = s3_place(f"{cluster.code}/{run}")
+    bucket, prefix = etl.s3_place(f"{cluster.code}/{run}")
     job = Path(etl.__file__).read_bytes()
     for name, body in (("etl.py", job), ("dl.cfg", config.encode())):
         aws.s3.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=body)
@@ -334,7 +328,7 @@ def stop_command(cluster_id: str) -> str:
 
 def job_log(aws: Aws, cluster: Cluster, cluster_id: str, step_id: str) -> str:
     """The step's stderr from the log address, as soon as EMR has put it there; "" when it does not."""
-    bucket, prefix = s3_place(cluster.logs)
+    bucket, prefix = etl.s3_place(cluster.logs)
     key = "/".join(part for part in (prefix, cluster_id, "steps", step_id, "stderr.gz") if part)
     deadline = monotonic() + LOG_WAIT
     while monotonic() < deadline:

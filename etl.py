@@ -24,23 +24,29 @@ import configparser
 import json
 import logging
 import os
+import platform
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
 from typing import NamedTuple
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
-from py4j.protocol import Py4JError, Py4JJavaError
-from pyspark.errors import AnalysisException, PySparkException
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.find_spark_home import _find_spark_home
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
 log = logging.getLogger("etl")
@@ -167,6 +173,14 @@ class UsageError(JobError):
     exit_code = 2
 
 
+class StoreError(JobError):
+    """What S3 has answered, with its code for it."""
+
+    def __init__(self, place: str, error: Exception) -> None:
+        super().__init__(explained(place, str(error), str(error)))
+        self.code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What dl.cfg says. Fields without a default must be there; the repr keeps the keys to itself."""
@@ -174,6 +188,10 @@ class Settings:
     input: str
     output: str
     songs_partition_by: str = "year"
+    max_bad_lines: str = ""
+    max_bad_ratio: str = "0.05"
+    max_shrink: str = "0.1"
+    lease_seconds: str = "180"
     endpoint: str = ""
     region: str = ""
     sse: str = ""
@@ -187,11 +205,19 @@ class Settings:
 SECTIONS = {
     "AWS CREDS": ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
     "LAKE": (
-        "input", "output", "songs_partition_by", "endpoint", "region", "sse", "kms_key_id", "expected_bucket_owner",
+        "input", "output", "songs_partition_by", "max_bad_lines", "max_bad_ratio", "max_shrink", "lease_seconds",
+        "endpoint", "region", "sse", "kms_key_id", "expected_bucket_owner",
     ),
 }  # fmt: skip
 REQUIRED = {"AWS CREDS": SECTIONS["AWS CREDS"][:2], "LAKE": ("input", "output")}
 ENCRYPTIONS = {"": "", "AES256": "AES256", "aws:kms": "SSE-KMS"}  # S3's names, and S3A's
+SHARE = r"0(\.\d+)?|1(\.0+)?", "give a number from 0 to 1"
+NUMBERS = {
+    "max_bad_lines": (r"\d*", "give a whole number, or none for no limit"),
+    "max_bad_ratio": SHARE,
+    "max_shrink": SHARE,
+    "lease_seconds": (r"[1-9]\d+", "give a whole number of seconds, 10 or more"),
+}
 LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
 PLACEHOLDER = re.compile(
     r"<.*>|.*\b(your|my)[-_ ]?(bucket|access|secret|aws|key|token).*|change[-_ ]?me|x{3,}|\.{3}", re.I
@@ -250,10 +276,15 @@ def checked_settings(path: str, settings: Settings) -> Settings:
         place = getattr(settings, key)
         if not place:
             raise wrong(key, "blank; give a directory or an s3:// address")
-        if on_s3(place) and not urlparse(place).netloc:
+        if on_s3(place) and not s3_place(place)[0]:
             raise wrong(key, "names no bucket; write s3://BUCKET/PREFIX")
+        if "://" in place and not on_s3(place):
+            raise wrong(key, "give a directory or an s3:// address")
     if settings.songs_partition_by not in LAYOUTS:
         raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
+    for key, (form, remedy) in NUMBERS.items():
+        if not re.fullmatch(form, getattr(settings, key)):
+            raise wrong(key, remedy)
     if settings.sse not in ENCRYPTIONS:
         raise wrong("sse", f"choose one of: {' | '.join(filter(None, ENCRYPTIONS))}, or leave it out")
     if bool(settings.aws_access_key_id) != bool(settings.aws_secret_access_key):
@@ -266,12 +297,21 @@ def checked_settings(path: str, settings: Settings) -> Settings:
 
 
 def on_s3(address: str) -> bool:
-    return urlparse(address).scheme in ("s3", "s3a", "s3n")
+    return address.split("://")[0] in ("s3", "s3a", "s3n")
+
+
+def s3_place(address: str) -> tuple[str, str]:
+    """s3://bucket/a/prefix/ -> ("bucket", "a/prefix"); ("", "") for any other address."""
+    found = re.fullmatch("s3[an]?://([^/]+)/*(.*?)/*", address)
+    return (found[1], found[2]) if found else ("", "")
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # What each table means: DataFrame in, DataFrame out
 # ------------------------------------------------------------------------------------------------------------------
+
+
+PLAY_KEY, SONG_KEY = ["ts", "user_id", "session_id", "item"], ["song_id"]
 
 
 def star_schema(
@@ -304,6 +344,13 @@ def checked(lines: DataFrame, fields: str, rules: dict[str, str]) -> DataFrame:
     return flat.select("file", "value", F.coalesce(*broken).alias("problem"), "fields.*")
 
 
+def song_lines(lines: DataFrame) -> DataFrame:
+    """The checked lines of the song files, counted as the log's are; the text is kept of those with a problem alone."""
+    bad = F.col("problem").isNotNull()
+    counted = {"value": F.when(bad, F.col("value")), "is_play": ~bad, "lines": F.lit(1)}
+    return lines.withColumns(counted)
+
+
 def clean_songs(lines: DataFrame) -> DataFrame:
     """One row per song_id. Where versions of a song compete, the greatest wins, the year first."""
     songs = lines.where("problem IS NULL").select(
@@ -317,7 +364,7 @@ def clean_songs(lines: DataFrame) -> DataFrame:
         "artist_latitude",
         "artist_longitude",
     )
-    return greatest(songs, key=["song_id"])
+    return greatest(songs, SONG_KEY)
 
 
 def clean_events(lines: DataFrame) -> DataFrame:
@@ -347,27 +394,26 @@ def clean_events(lines: DataFrame) -> DataFrame:
 
 
 def user_versions(events: DataFrame) -> DataFrame:
-    """One row per file, problem, play or not, and version of a user's facts: how many lines, and the last one's place.
+    """One row per file, problem, play or not, and version of a user's facts: how many lines, and when first and last.
 
     The one narrow pass over the logs: it accounts for every line, and the users are made of it.
     """
     facts = ("user_id", "first_name", "last_name", "gender", "level")
     return events.groupBy("file", "problem", "is_play", *facts).agg(
-        F.count("*").alias("lines"), F.max("nth").alias("nth")
+        F.count("*").alias("lines"), F.min("nth").alias("first"), F.max("nth").alias("nth")
     )
 
 
 def songplays_table(events: DataFrame, songs: DataFrame) -> DataFrame:
     """One row per play, however often its line was delivered, with its song where title, artist and duration agree."""
-    key = ["ts", "user_id", "session_id", "item"]
     facts = ["level", "location", "user_agent", "artist", "title", "length"]
-    plays = greatest(events.where("is_play").select(*key, *facts), key)
+    plays = greatest(events.where("is_play").select(*PLAY_KEY, *facts), PLAY_KEY)
     matched = plays.withColumn("duration", F.round("length", 5)).join(
         song_lookup(songs), on=["title", "artist", "duration"], how="left"
     )
     start_time = F.timestamp_millis("ts")
     return matched.select(
-        F.xxhash64(*key).alias("songplay_id"),
+        F.xxhash64(*PLAY_KEY).alias("songplay_id"),
         start_time.alias("start_time"),
         "user_id",
         "level",
@@ -461,6 +507,13 @@ SESSION = {
     # Files of a good size before tasks for every core: what is written once is read for years.
     "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
 }
+PARALLEL_REQUESTS = 32
+PATIENCE = {  # a store that answers one request in ten with an error passes; one that is down is told in a minute or so
+    "retries": {"mode": "standard", "total_max_attempts": 8},
+    "connect_timeout": 5,
+    "read_timeout": 30,
+    "max_pool_connections": PARALLEL_REQUESTS,
+}
 SHUFFLE_BYTES = 64 * 2**20  # a task's share of a shuffle; adaptive execution merges those that turn out small
 JAVA_VERSIONS = (17, 21)
 JAVA_REMEDY = (
@@ -474,7 +527,6 @@ def spark_session(settings: Settings) -> SparkSession:
     builder = SparkSession.builder.appName("sparkify-etl")
     if not submitted():
         check_java()
-        check_s3(settings)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # spares two warnings about the machine's name
         for key, value in {**local_session(), **s3a_packages(settings)}.items():
             builder = builder.config(key, value)
@@ -529,9 +581,6 @@ S3A_PACKAGES = {
     " com.amazonaws:aws-java-sdk-sts:1.12.262 com.amazonaws:aws-java-sdk-dynamodb:1.12.262",  # 3.5.6 is not to be had
     "3.4": "org.apache.spark:spark-hadoop-cloud_{scala}:{spark} software.amazon.awssdk:s3:2.25.53"
     " software.amazon.awssdk:s3-transfer-manager:2.25.53",
-    "3.5": "org.apache.spark:spark-hadoop-cloud_{scala}:{spark} software.amazon.awssdk:s3:2.35.4"
-    " software.amazon.awssdk:s3-transfer-manager:2.35.4"
-    " software.amazon.s3.analyticsaccelerator:analyticsaccelerator-s3:1.3.1",
 }
 S3A_EXCLUDES = (
     "software.amazon.awssdk:bundle com.amazonaws:aws-java-sdk-bundle org.apache.hadoop:hadoop-client-runtime"
@@ -626,118 +675,35 @@ def aws_session(settings: Settings):
     )
 
 
-def check_s3(settings: Settings) -> None:
-    """One LIST of each place, before Spark starts: its answer says what is wrong. S3A asks by HEAD: only a 403."""
-    for place in filter(on_s3, (settings.input, settings.output)):
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        bucket, _, prefix = place.split("://", 1)[1].partition("/")
-        try:
-            s3_client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        except (BotoCoreError, ClientError) as error:
-            raise JobError(explained(place, str(error), str(error))) from None
-
-
 def s3_client(settings: Settings, **config: object):
     """boto3's S3 client for the lake; keywords go to botocore's Config."""
     from botocore.config import Config
 
     style = {"s3": {"addressing_style": "path"}} if settings.endpoint else {}
     return aws_session(settings).client(
-        "s3", endpoint_url=settings.endpoint or None, config=Config(**{**style, **config})
+        "s3", endpoint_url=settings.endpoint or None, config=Config(**{**style, **PATIENCE, **config})
     )
 
 
+def address(spark: SparkSession, place: str) -> str:
+    """The place as Hadoop is to be told it: s3:// where it is served, else s3a://; file:// for a directory."""
+    if on_s3(place):
+        return ("s3://" if on_emr(spark) else "s3a://") + "/".join(s3_place(place)).rstrip("/")
+    if not spark.sparkContext.master.startswith("local"):
+        raise UsageError(f"{place}: a cluster's machines do not share a directory; give an s3:// address")
+    return f"file://{os.path.abspath(place)}"
+
+
 def read_lines(spark: SparkSession, directory: str) -> DataFrame:
-    """One row per line that is not blank: file, value. *.json and *.json.gz at any depth; UsageError if none."""
+    """One row per line that is not blank: file, value. *.json and *.json.gz at any depth."""
     reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.{json,json.gz}")
-    try:
-        lines = reader.text(directory)
-    except AnalysisException as error:
-        if "PATH_NOT_FOUND" not in str(error):
-            raise
-        raise UsageError(
-            f"{directory} does not exist; set [LAKE] INPUT to the directory that holds song_data and log_data"
-        ) from None
-    if not lines.inputFiles():
-        raise UsageError(f"{directory} holds no *.json or *.json.gz file; is [LAKE] INPUT right?")
-    size_shuffles(spark, lines)
+    lines = reader.text(directory)
     return lines.select(F.col("_metadata.file_path").alias("file"), "value").where(F.col("value").rlike(r"\S"))
 
 
-def size_shuffles(spark: SparkSession, lines: DataFrame) -> None:
+def size_shuffles(spark: SparkSession, size: int) -> None:
     """Shuffles in as many parts as the input's size asks; a literal is too many for a sample, too few for a year."""
-    size = int(str(lines._jdf.queryExecution().optimizedPlan().stats().sizeInBytes()))
     spark.conf.set("spark.sql.shuffle.partitions", max(spark.sparkContext.defaultParallelism, size // SHUFFLE_BYTES))
-
-
-class Storage:
-    """The calls of Hadoop's FileSystem that the job needs, below one directory: local disk, HDFS and S3 alike."""
-
-    def __init__(self, spark: SparkSession, root: str) -> None:
-        self.jvm = spark._jvm
-        self.root = root
-        self.fs = self.path("").getFileSystem(spark._jsc.hadoopConfiguration())
-        self.prefix = len(self.fs.makeQualified(self.path("")).toString().rstrip("/")) + 1
-
-    def path(self, name: str):
-        return self.jvm.org.apache.hadoop.fs.Path(f"{self.root}/{name}")
-
-    def files(self, directory: str) -> dict[str, int]:
-        """The files below a directory and their sizes in bytes, by path."""
-        if not self.exists(directory):
-            return {}
-        found, sizes = self.fs.listFiles(self.path(directory), True), {}
-        while found.hasNext():
-            status = found.next()
-            sizes[status.getPath().toString()[self.prefix :]] = status.getLen()
-        return sizes
-
-    def exists(self, name: str) -> bool:
-        return self.fs.exists(self.path(name))
-
-    def read(self, name: str) -> str | None:
-        if not self.exists(name):
-            return None
-        stream = self.fs.open(self.path(name))
-        try:
-            return self.jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8")
-        finally:
-            stream.close()
-
-    def write(self, name: str, text: str) -> None:
-        """All of the text, or nothing: a reader never finds half of it."""
-        stream = self.fs.create(self.path(name + ".tmp"), True)
-        stream.write(bytearray(text, "utf-8"))
-        stream.close()
-        self.delete(name)
-        self.move(name + ".tmp", name)
-
-    def move(self, source: str, target: str) -> None:
-        """Done already is done: a publication that was cut short is repeated from its beginning."""
-        if not on_s3(self.root):  # where there are no directories, looking for one is three requests for nothing
-            self.fs.mkdirs(self.path(target).getParent())
-        if self.renamed(source, target):
-            return
-        here, there = self.exists(source), self.exists(target)
-        if here and there:  # a copy that was cut short
-            self.delete(target)
-        if here and not self.renamed(source, target) or not here and not there:
-            raise JobError(f"{self.root}: cannot move {source} to {target}; run the job again: it goes on from here")
-
-    def renamed(self, source: str, target: str) -> bool:
-        try:
-            return self.fs.rename(self.path(source), self.path(target))
-        except Py4JJavaError as error:
-            if not re.search("FileNotFoundException|FileAlreadyExistsException", error.java_exception.toString()):
-                raise
-            return False
-
-    def delete(self, name: str) -> None:
-        self.fs.delete(self.path(name), True)
-
-
-STAGING, JOURNAL = "_staging", "_journal.json"  # readers pass over names that begin with an underscore
 
 
 def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) -> DataFrame:
@@ -752,76 +718,474 @@ def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) ->
     return spark.read.schema(table.columns).parquet(directory)
 
 
-def audit(tables: dict[str, DataFrame]) -> dict[str, int]:
-    """The number of rows in each table, read back from what was written. JobError if a key or a reference is broken."""
+# ------------------------------------------------------------------------------------------------------------------
+# Storage: a directory on disk or a prefix in a bucket, with the same six calls. Names are relative, with slashes
+# ------------------------------------------------------------------------------------------------------------------
+
+
+class Disk:
+    """A directory."""
+
+    def __init__(self, root: str) -> None:
+        self.root = self.path = os.path.abspath(root)
+
+    def at(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def files(self, below: str) -> dict[str, int]:
+        """The files at any depth below a directory, and their sizes in bytes; none if it is not there."""
+        top = self.at(below)
+        walk = os.walk(top, onerror=raised, followlinks=True) if os.path.isdir(top) else ()
+        paths = (os.path.join(directory, name) for directory, _, names in walk for name in names)
+        return {os.path.relpath(path, self.root): os.path.getsize(path) for path in paths}
+
+    def read(self, name: str) -> str | None:
+        """The text of a file; None if it is not there."""
+        try:
+            with open(self.at(name), encoding="utf-8") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, text: str) -> None:
+        """All of the text, or nothing: a reader never finds half of it."""
+        os.replace(self.draft(name, text), self.at(name))
+
+    def create(self, name: str, text: str) -> bool:
+        """As write, if there is no such file yet: of any number who try at once, one succeeds."""
+        draft = self.draft(name, text)
+        try:
+            os.link(draft, self.at(name))
+        except (FileExistsError, FileNotFoundError):  # the second: the winner has cleared the draft away
+            return False
+        self.delete([os.path.relpath(draft, self.root)])
+        return True
+
+    def draft(self, name: str, text: str) -> str:
+        path = f"{self.at(name)}.{uuid.uuid4().hex}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        return path
+
+    def move(self, source: str, target: str) -> None:
+        """Done already is done: a publication that was cut short is repeated from its beginning."""
+        os.makedirs(os.path.dirname(self.at(target)), exist_ok=True)
+        if not os.path.exists(self.at(target)):
+            os.replace(self.at(source), self.at(target))
+
+    def delete(self, names: Iterable[str]) -> None:
+        """The files, and the directories that this leaves empty; what is not there is no trouble."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                os.unlink(self.at(name))
+            with suppress(OSError):  # not empty
+                os.removedirs(os.path.dirname(self.at(name)))
+
+    def clear(self, directory: str) -> None:
+        """The directory and all that is in it."""
+        if os.path.isdir(self.at(directory)):
+            shutil.rmtree(self.at(directory))
+
+
+class Bucket:
+    """A prefix in a bucket, by boto3: Hadoop's file system has no conditional PUT, deletes objects one at a time, and
+    needs six requests to move one."""
+
+    def __init__(self, root: str, settings: Settings) -> None:
+        self.root = root
+        self.bucket, prefix = s3_place(root)
+        self.prefix, self.path = f"{prefix}/".lstrip("/"), f"/{prefix}".rstrip("/")
+        self.client = s3_client(settings)
+        self.encryption = {"ServerSideEncryption": settings.sse} if settings.sse else {}
+        if settings.kms_key_id:
+            self.encryption["SSEKMSKeyId"] = settings.kms_key_id
+
+    def ask(self, operation: str, **arguments: object) -> dict:
+        """The answer to one request. StoreError tells what is wrong and what to do."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return getattr(self.client, operation)(Bucket=self.bucket, **arguments)
+        except (BotoCoreError, ClientError) as error:
+            raise StoreError(self.root, error) from None
+
+    def files(self, below: str) -> dict[str, int]:
+        """As Disk's. Keys that end in a slash only mark a directory."""
+        return {key[len(self.prefix) :]: size for key, size in self.keys(f"{below}/") if not key.endswith("/")}
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        arguments = {"Prefix": self.prefix + prefix}
+        while arguments:
+            page = self.ask("list_objects_v2", **arguments)
+            yield from ((found["Key"], found["Size"]) for found in page.get("Contents", ()))
+            token = page.get("NextContinuationToken")
+            arguments = {**arguments, "ContinuationToken": token} if token else {}
+
+    def read(self, name: str) -> str | None:
+        try:
+            return self.ask("get_object", Key=self.prefix + name)["Body"].read().decode("utf-8")
+        except StoreError as error:
+            if error.code == "NoSuchKey":
+                return None
+            raise
+
+    def write(self, name: str, text: str, **condition: str) -> None:
+        self.ask("put_object", Key=self.prefix + name, Body=text.encode("utf-8"), **self.encryption, **condition)
+
+    def create(self, name: str, text: str) -> bool:
+        try:
+            self.write(name, text, IfNoneMatch="*")
+        except StoreError as error:
+            if error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise
+            return self.read(name) == text  # ours after all, when the first answer was lost and boto3 asked again
+        return True
+
+    def move(self, source: str, target: str) -> None:
+        """A copy, which appears whole or not at all; the source goes when its directory is cleared."""
+        where = {"Bucket": self.bucket, "Key": self.prefix + source}
+        self.ask("copy_object", Key=self.prefix + target, CopySource=where, **self.encryption)
+
+    def delete(self, names: Iterable[str]) -> None:
+        keys = [{"Key": self.prefix + name} for name in names]
+        for first in range(0, len(keys), 1000):
+            answer = self.ask("delete_objects", Delete={"Objects": keys[first : first + 1000], "Quiet": True})
+            for error in answer.get("Errors", ()):
+                raise JobError(f"{self.root}: cannot delete {error['Key']}: {error['Code']}; run the job again")
+
+    def clear(self, directory: str) -> None:
+        """As Disk's, with the uploads that a killed run has left open."""
+        self.delete(key[len(self.prefix) :] for key, _ in list(self.keys(f"{directory}/")))
+        uploads = self.ask("list_multipart_uploads", Prefix=f"{self.prefix}{directory}/").get("Uploads", ())
+        for upload in uploads:
+            self.ask("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def storage(place: str, settings: Settings) -> Disk | Bucket:
+    return Bucket(place, settings) if on_s3(place) else Disk(place)
+
+
+def raised(error: OSError) -> None:
+    raise error
+
+
+def json_files(source: Disk | Bucket, kind: str) -> dict[str, int]:
+    """The JSON files below INPUT/<kind> and their bytes, by Spark's rule: what begins with _ or . is hidden."""
+    found = source.files(kind).items()
+    hidden_in_spark = re.compile(r"/(\.|_[^/=]*(/|$))")
+    files = {n: size for n, size in found if n.endswith((".json", ".json.gz")) and not hidden_in_spark.search(n)}
+    if not files:
+        raise UsageError(
+            f"{source.root}/{kind} does not exist or holds no *.json or *.json.gz file; set [LAKE] INPUT to what holds"
+            " song_data and log_data"
+        )
+    return files
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# One run at a time
+# ------------------------------------------------------------------------------------------------------------------
+
+LOCK = "_lock"
+
+
+class Lease:
+    """The right to write to the lake, held by one run. It ends by itself some time after its holder has died.
+
+    Each state of it is a file of its own, and the one with the greatest number tells who holds it and until when. To
+    take it, to keep it and to give it back is to create the next number, in which of all who try at once one succeeds:
+    a compare-and-set on any storage.
+    """
+
+    def __init__(self, lake: Disk | Bucket, run: str, seconds: float) -> None:
+        self.lake, self.seconds, self.number = lake, seconds, 0
+        self.holder = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+        self.one_at_a_time, self.ended = threading.Lock(), threading.Event()
+
+    def __enter__(self) -> Lease:
+        self.number, state = self.newest()
+        if running(state) or not self.advance(self.seconds):
+            raise JobError(f"{self.lake.root}: {holder_of(self.newest()[1])}; this run has changed nothing")
+        for duty in (self.keep, self.watch):
+            threading.Thread(target=duty, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ended.set()
+        try:
+            self.advance(0)
+        except StoreError as error:
+            log.warning("%s; the next run on another machine has to wait %s s", error, self.seconds)
+
+    def newest(self) -> tuple[int, dict]:
+        """The newest state and its number."""
+        while True:
+            numbers = re.findall(rf"^{LOCK}/(\d+)\.json$", "\n".join(self.lake.files(LOCK)), re.M)
+            if not numbers:
+                return 0, {"expires": 0}
+            text = self.lake.read(f"{LOCK}/{max(numbers)}.json")
+            if text:  # else there is a newer one by now
+                return int(max(numbers)), json.loads(text)
+
+    def advance(self, seconds: float) -> bool:
+        """Whether our next state has become the newest, which it does if the last that we know still was."""
+        with self.one_at_a_time:
+            mine, begun = f"{LOCK}/{self.number + 1:012}.json", time.monotonic()
+            state = {**self.holder, "expires": time.time() + seconds}
+            if not self.lake.create(mine, json.dumps(state)) or self.newest()[0] > self.number + 1:
+                return False
+            self.number, self.deadline = self.number + 1, begun + seconds
+            self.lake.delete([name for name in self.lake.files(LOCK) if name < mine])
+            return True
+
+    def renew(self) -> None:
+        if not self.advance(self.seconds):
+            raise JobError(f"{self.lake.root}: {holder_of(self.newest()[1])}; this run was taken for dead and gives up")
+
+    def keep(self) -> None:
+        """Renews the lease while the run lives."""
+        while not self.ended.wait(self.seconds / 3):
+            try:
+                self.renew()
+            except StoreError as error:
+                log.warning("%s; trying again", error)
+            except JobError as error:
+                give_up(str(error))
+
+    def watch(self) -> None:
+        """Ends a run whose lease is over, whatever it is waiting for: another may have begun."""
+        while not self.ended.wait(1):
+            if time.monotonic() > self.deadline:
+                give_up(f"{self.lake.root}: no answer for [LAKE] LEASE_SECONDS = {self.seconds:.0f}; run the job again")
+
+
+def give_up(why: str) -> None:
+    """Ends the process at once: what it did from now on could harm the next run, and what it leaves that one clears."""
+    log.error("%s", why)
+    os._exit(1)
+
+
+def running(state: dict) -> bool:
+    """Whether the holder of a lease may be alive. One that has died on this machine is known to be dead."""
+    if state["expires"] < time.time() or state["host"] != socket.gethostname():
+        return state["expires"] >= time.time()
+    try:
+        os.kill(state["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, and alive
+        pass
+    return True
+
+
+def holder_of(state: dict) -> str:
+    if "run" not in state:
+        return "another run has begun at the same moment"
+    until = datetime.fromtimestamp(state["expires"], timezone.utc)
+    who = "run {run} of process {pid} on {host}, since {since}".format(**state)
+    return f"another run is at work: {who}; if it is dead, its lease ends by itself at {until:%H:%M:%S} UTC"
+
+
+def now() -> str:
+    return f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Publishing: all of it or nothing
+# ------------------------------------------------------------------------------------------------------------------
+
+# Readers pass over names that begin with an underscore.
+STAGING, JOURNAL, QUARANTINE, RUNS = "_staging", "_journal.json", "_quarantine", "_runs"
+PUBLISHED = "published"  # the outcome of a run that did; of another it is "failed: ...", and why
+
+
+def publish(lake: Disk | Bucket, report: dict, names: Iterable[str]) -> None:
+    """Makes what is staged under the names the files there, and the only ones.
+
+    The journal says what is to be moved in and what is to be retired: until it is written readers see the old files,
+    from then on nothing can stop the new ones. The run's report travels in it.
+    """
+    staging = f"{STAGING}/{report['run']}"
+    moves, retired = {}, []
+    for name in names:
+        staged = {file: size for file, size in lake.files(f"{staging}/{name}").items() if not hidden(file)}
+        moves.update({file: file[len(staging) + 1 :] for file in staged})
+        retired += lake.files(name)
+        if name in report["tables"]:
+            report["tables"][name].update(files=len(staged), bytes=sum(staged.values()))
+    lake.write(f"{staging}/{JOURNAL}", json.dumps({"move": moves, "retire": retired, "report": report}))
+    finish(lake, staging)
+
+
+def hidden(file: str) -> bool:
+    return os.path.basename(file).startswith(("_", "."))
+
+
+def finish(lake: Disk | Bucket, staging: str) -> None:
+    """Does what the journal says, if there is one, and clears the staging. Doing it twice does no harm."""
+    text = lake.read(f"{staging}/{JOURNAL}")
+    if text:
+        journal, since = json.loads(text), time.monotonic()
+        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:  # where the store copies, most of a move is waiting
+            list(pool.map(lake.move, journal["move"].keys(), journal["move"].values()))
+        lake.delete(journal["retire"])
+        report = journal["report"]
+        report["seconds"]["publish"] = round(time.monotonic() - since, 3)
+        lake.write(f"{RUNS}/{report['run']}.json", json.dumps(report))
+        lake.delete([f"{staging}/{JOURNAL}"])
+    lake.clear(staging)
+
+
+def recover(lake: Disk | Bucket) -> None:
+    """Finishes what a killed run had begun to publish, and clears away what it had not."""
+    for name in sorted({file.split("/")[1] for file in lake.files(STAGING)}):
+        log.info("the run %s did not come to its end; cleaning up after it", name)
+        finish(lake, f"{STAGING}/{name}")
+    lake.clear(STAGING)
+
+
+def last_published(lake: Disk | Bucket) -> dict:
+    """The report of the last run that published tables; one without tables if there is none."""
+    for name in sorted(lake.files(RUNS), reverse=True):
+        report = json.loads(lake.read(name))
+        if report["outcome"] == PUBLISHED:
+            return report
+    return {"tables": {}}
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Accounting and audit: every line in is told, every row out is checked
+# ------------------------------------------------------------------------------------------------------------------
+
+FATES = ("accepted", "duplicates", "no_play", "quarantined")  # what becomes of a line
+
+
+class Account:
+    """What became of the lines of one kind of input, by file. Lines are those that are not blank."""
+
+    def __init__(self, kind: str, sizes: dict[str, int], source: str, rows: DataFrame, counts: DataFrame) -> None:
+        """sizes: bytes by file. rows: the lines, as checked. counts: file, problem, is_play, lines."""
+        self.kind, self.rows, self.problems, self.bad_files = kind, rows, Counter(), set()
+        self.root = urlparse(source).path
+        self.files = {name: {"file": name, "bytes": size, **dict.fromkeys(FATES, 0)} for name, size in sizes.items()}
+        for row in counts.groupBy("file", "problem", "is_play").agg(F.sum("lines").alias("lines")).collect():
+            fate = "quarantined" if row.problem else "accepted" if row.is_play else "no_play"
+            late = {"file": self.name(row.file), "bytes": None, **dict.fromkeys(FATES, 0)}  # came after the listing
+            self.files.setdefault(self.name(row.file), late)[fate] += row.lines
+            if row.problem:
+                self.problems[row.problem] += row.lines
+                self.bad_files.add(row.file)
+
+    def name(self, address: str) -> str:
+        """The name below INPUT of a file that Spark tells by its address."""
+        return unquote(urlparse(address).path)[len(self.root) + 1 :]
+
+    def tell_copies(self, written: int, key: list[str]) -> None:
+        """Where fewer rows were written than lines accepted, tells which files hold copies. Of the lines that share a
+        key one in the file with the smallest name is the original."""
+        if written == self.total("accepted"):
+            return
+        originals = self.rows.where("is_play").groupBy(*key).agg(F.min("file").alias("file")).groupBy("file").count()
+        kept = {self.name(row.file): row["count"] for row in originals.collect()}
+        for name, file in self.files.items():
+            file["duplicates"] = file["accepted"] - kept.get(name, 0)
+            file["accepted"] -= file["duplicates"]
+
+    def quarantined(self) -> DataFrame:
+        """The lines that cannot be used: file, reason, line (with U+FFFD for what is not UTF-8)."""
+        bad = self.rows.where("problem IS NOT NULL")
+        there = F.col("file").isin(*self.bad_files)  # Spark opens no other
+        return bad.where(there).select("file", F.col("problem").alias("reason"), F.col("value").alias("line"))
+
+    def total(self, fate: str) -> int:
+        return sum(file[fate] for file in self.files.values())
+
+    def totals(self) -> dict[str, int]:
+        fates = {fate: self.total(fate) for fate in FATES}
+        return {"lines": sum(fates.values()), **fates}
+
+    def check(self, settings: Settings, where: str) -> None:
+        """Logs what cannot be used. JobError if that is more than the limits allow."""
+        lines, bad = self.totals()["lines"], self.total("quarantined")
+        log.info("%s: %s lines, %s of them quarantined", self.kind, f"{lines:,}", f"{bad:,}")
+        for problem, count in sorted(self.problems.items()):
+            log.warning("%s: %s lines quarantined: %s; they are in %s", self.kind, f"{count:,}", problem, where)
+        empty = [name for name, file in self.files.items() if not any(file[fate] for fate in FATES)]
+        if empty:
+            log.warning("%s: %s files hold no line; the first is %s", self.kind, f"{len(empty):,}", min(empty))
+        for key, value in (("max_bad_lines", bad), ("max_bad_ratio", bad / max(lines, 1))):
+            if value > float(getattr(settings, key) or "inf"):
+                raise JobError(
+                    f"{self.kind}: {bad:,} of {lines:,} lines cannot be used, and [LAKE] {key.upper()} ="
+                    f" {getattr(settings, key)}: {', '.join(f'{n:,} {why}' for why, n in self.problems.most_common())};"
+                    f" they are in {where}; mend the input or raise the limit; nothing was published"
+                )
+
+
+def audit(tables: dict[str, DataFrame], expected: dict[str, int], plays: tuple[int, int]) -> dict[str, dict]:
+    """By table, read back from what was written: how many rows, keys known, keys distinct. JobError if not as promised.
+
+    expected: how many rows there must be, by what the input tells. plays: the first and the last ts of its plays.
+    """
     with ExitStack() as stack:
         keys = {name: rows.select(TABLES[name].key, *TABLES[name].references) for name, rows in tables.items()}
         for rows in keys.values():
-            stack.enter_context(cached(rows))  # each is looked at twice or more, and S3 counts every look
-        counts = [
-            rows.groupBy(F.lit(name).alias("name")).agg(
-                F.count("*").alias("rows"), F.count(key).alias("known"), F.countDistinct(key).alias("distinct")
-            )
-            for name, rows, key in ((name, rows, rows.columns[0]) for name, rows in keys.items())
-        ]
-        lost = [
-            rows.where(F.col(column).isNotNull())
-            .join(keys[other].select(F.col(TABLES[other].key).alias(column)), on=column, how="left_anti")
-            .select(F.lit(f"{name}: a {column} is not in {other}").alias("told"))
-            for name, rows in keys.items()
-            for column, other in TABLES[name].references.items()
-        ]
-        counted = {row.name: row for row in reduce(DataFrame.union, counts).collect()}
-        broken = reduce(DataFrame.union, lost).first()
-    for name, row in counted.items():
-        if not row.rows == row.known == row.distinct:
-            told = f"{row.rows} rows, of them {row.known} with a {TABLES[name].key}, {row.distinct} distinct"
-            raise JobError(f"{name}: {told}; nothing was published")
-    if broken:
-        raise JobError(f"{broken.told}; nothing was published")
-    return {name: counted[name].rows if name in counted else 0 for name in tables}
+            stack.enter_context(cached(rows))  # each is looked at several times, and S3 counts every look
+        counts = key_counts(keys)
+        lost = reduce(DataFrame.union, orphans(keys)).first()
+        span = keys["songplays"].selectExpr("unix_millis(min(start_time))", "unix_millis(max(start_time))").first()
+    expected["artists"] = counts["songs.artist_id"]["distinct"]
+    expected["time"] = counts["songplays.start_time"]["distinct"]
+    audited = {name: {**counts[f"{name}.{TABLES[name].key}"], "expected": expected[name]} for name in tables}
+    for name, told in audited.items():
+        if len(set(told.values())) != 1:
+            told = ", ".join(f"{number:,} {what}" for what, number in told.items())
+            raise JobError(f"{name}: {TABLES[name].key}: {told}; did the input change meanwhile? Nothing was published")
+    if lost:
+        raise JobError(f"{lost.told}; nothing was published")
+    if tuple(span) != plays:
+        raise JobError(f"songplays: times from {span[0]} to {span[1]}, in the input {plays}; nothing was published")
+    return audited
 
 
-def publish(lake: Storage, staging: str, names: Iterable[str]) -> dict[str, list[int]]:
-    """Makes the staged files the tables; the sizes of each table's files. The journal says what is to be moved and what
-    is to be retired: until it is written readers see the old tables, from then on nothing can stop the new ones."""
-    moves, retired, sizes = {}, [], {}
-    for name in names:
-        old, staged = lake.files(name), lake.files(f"{staging}/{name}")
-        new = {file: size for file, size in staged.items() if not file.rsplit("/", 1)[1].startswith(("_", "."))}
-        if old and not new:
-            raise JobError(f"{name} would be empty and is not now; look at the input; nothing was published")
-        moves.update({file: file[len(staging) + 1 :] for file in new})
-        retired += old
-        sizes[name] = list(new.values())
-    lake.write(JOURNAL, json.dumps({"move": moves, "retire": retired}))
-    finish_publication(lake)
-    return sizes
-
-
-def finish_publication(lake: Storage) -> None:
-    """Does what the journal says, if there is one, and clears the staging. Doing it twice does no harm."""
-
-    text = lake.read(JOURNAL)
-    if text:
-        journal = json.loads(text)
-        with ThreadPoolExecutor(32) as pool:
-            list(pool.map(lake.move, journal["move"].keys(), journal["move"].values()))
-            list(pool.map(lake.delete, journal["retire"]))
-        lake.delete(JOURNAL)
-    lake.delete(STAGING)
-
-
-def log_lines_used(kind: str, counts: DataFrame) -> None:
-    """Logs how many lines could be used, and for each reason how many could not. counts: problem, file, lines."""
-    by_problem = counts.groupBy("problem").agg(F.sum("lines").alias("lines"), F.min("file").alias("file")).collect()
-    total = sum(row.lines for row in by_problem)
-    rejected = [row for row in by_problem if row.problem]
-    log.info("%s: %s lines, %s of them not used", kind, f"{total:,}", f"{sum(row.lines for row in rejected):,}")
-    for row in sorted(rejected, key=lambda row: row.problem):
-        log.warning(
-            "%s: %s lines not used: %s; the first such file is %s", kind, f"{row.lines:,}", row.problem, row.file
+def key_counts(keys: dict[str, DataFrame]) -> dict[str, dict[str, int]]:
+    """By column, of the keys and of the references that tables are made of: how many rows, known, distinct."""
+    columns = [(name, TABLES[name].key) for name in keys] + [("songs", "artist_id"), ("songplays", "start_time")]
+    counts = [
+        keys[name].select(
+            F.lit(f"{name}.{column}").alias("name"),
+            F.count("*").alias("rows"),
+            F.count(column).alias("known"),
+            F.countDistinct(column).alias("distinct"),
         )
+        for name, column in columns
+    ]
+    counted = map(Row.asDict, reduce(DataFrame.union, counts).collect())
+    return {row.pop("name"): row for row in counted}
+
+
+def orphans(keys: dict[str, DataFrame]) -> Iterator[DataFrame]:
+    """For each reference the rows whose dimension lacks what they refer to, as a sentence."""
+    for name, rows in keys.items():
+        for column, other in TABLES[name].references.items():
+            there = keys[other].select(F.col(TABLES[other].key).alias(column))
+            lost = rows.where(F.col(column).isNotNull()).join(there, on=column, how="left_anti")
+            yield lost.select(F.lit(f"{name}: a {column} is not in {other}").alias("told"))
+
+
+def check_shrink(lake: Disk | Bucket, tables: dict[str, dict], settings: Settings) -> None:
+    """JobError if a table would be emptied, or has lost more of its rows since the last run than is allowed."""
+    before = last_published(lake)["tables"]
+    for name, table in tables.items():
+        count, was = table["rows"], before[name]["rows"] if name in before else 0
+        if not count and lake.files(name):
+            raise JobError(f"{name} would be empty and is not now; look at the input; nothing was published")
+        if count < was * (1 - float(settings.max_shrink)):
+            raise JobError(
+                f"{name}: {count:,} rows, and {was:,} in the last run; [LAKE] MAX_SHRINK = {settings.max_shrink}: is"
+                " the input whole? If it is, add --allow-shrink for once; nothing was published"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -829,35 +1193,100 @@ def log_lines_used(kind: str, counts: DataFrame) -> None:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def run(spark: SparkSession, settings: Settings) -> None:
-    """The whole job: read, derive, stage, audit, publish."""
-    started = time.monotonic()
-    source, target = (address(spark, place) for place in (settings.input, settings.output))
-    lake = Storage(spark, target)
-    finish_publication(lake)  # of a run that was killed
-    staging = f"{STAGING}/{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+def run(settings: Settings) -> None:
+    """The whole job. What is to be read is listed, and where to write is locked, before Spark starts."""
+    source, lake = storage(settings.input, settings), storage(settings.output, settings)
+    inputs = {kind: json_files(source, kind) for kind in ("song_data", "log_data")}
+    report, since = new_report(settings), time.monotonic()
+    bad_lines = f"{QUARANTINE}/run={report['run']}"
+    with Lease(lake, report["run"], float(settings.lease_seconds)) as lease:
+        recover(lake)
+        try:
+            build(spark_session(settings), settings, inputs, report)
+            check_shrink(lake, report["tables"], settings)
+        except (JobError, PySparkException, Py4JError) as error:
+            report["outcome"] = f"failed: {one_line(error)}"
+            with suppress(StoreError, OSError):  # what failed first is what is told
+                publish(lake, report, [bad_lines])
+            raise
+        lease.renew()
+        publish(lake, report, [*TABLES, bad_lines])
+    for name, table in report["tables"].items():
+        told = "{rows:,} rows in {files:,} files, {bytes:,} bytes".format(**table)
+        log.info("%-9s %s, %s/%s", name, told, lake.root, name)
+    log.info("done in %.1f s; the report is %s/%s/%s.json", time.monotonic() - since, lake.root, RUNS, report["run"])
+
+
+def new_report(settings: Settings) -> dict:
+    """What a run tells of itself, as one JSON object a run, which engines read as a table."""
+    return {
+        "run": f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}",
+        "outcome": PUBLISHED,
+        "started": now(),
+        "settings": {key: "***" if value and "aws_" in key else value for key, value in asdict(settings).items()},
+        "seconds": {},
+        "tables": {},
+    }
+
+
+def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, int]], report: dict) -> None:
+    """Stages the five tables and the lines that cannot be used, and audits them. The report tells what was found."""
+    report["versions"] = {"spark": spark.version, "python": platform.python_version()}
+    size_shuffles(spark, sum(sum(sizes.values()) for sizes in inputs.values()))
+    source, lake = address(spark, settings.input), address(spark, settings.output)
+    staging = f"{lake}/{STAGING}/{report['run']}"
     schema = dict(TABLES, songs=TABLES["songs"]._replace(partitions=LAYOUTS[settings.songs_partition_by]))
 
     def kept(name: str, rows: DataFrame) -> DataFrame:
-        since = time.monotonic()
-        written = stage(spark, schema[name], rows, f"{target}/{staging}/{name}")
-        log.info("%s written in %.1f s", name, time.monotonic() - since)
-        return written
+        with timed(report, name):
+            return stage(spark, schema[name], rows, f"{staging}/{name}")
 
-    songs = checked(read_lines(spark, f"{source}/song_data"), SONG_FIELDS, SONG_RULES).drop("value")
+    songs = song_lines(checked(read_lines(spark, f"{source}/song_data"), SONG_FIELDS, SONG_RULES))
     events = clean_events(checked(read_lines(spark, f"{source}/log_data"), LOG_FIELDS, LOG_RULES))
     versions = user_versions(events)
     # Both are read several times and small beside the logs. Those are parsed twice, which is faster than to keep them.
     with cached(songs), cached(versions):
-        log_lines_used("song_data", songs.withColumn("lines", F.lit(1)))
-        log_lines_used("log_data", versions)
+        with timed(report, "accounting"):
+            song_account = Account("song_data", inputs["song_data"], source, songs, songs)
+            log_account = Account("log_data", inputs["log_data"], source, events, versions)
+            report.update(told_by(song_account, log_account))
+            quarantine((song_account, log_account), f"{staging}/{QUARANTINE}/run={report['run']}")
+        for account in (song_account, log_account):
+            account.check(settings, f"{settings.output}/{QUARANTINE}/run={report['run']}")
         tables = star_schema(clean_songs(songs), events, versions, kept)
-        rows = audit(tables)
-        published = publish(lake, staging, schema)
-    for name, sizes in published.items():
-        told = f"{rows[name]:,} rows in {len(sizes):,} files, {sum(sizes):,} bytes"
-        log.info("%-9s %s, %s/%s", name, told, target, name)
-    log.info("done in %.1f s", time.monotonic() - started)
+        with timed(report, "audit"):
+            song_account.tell_copies(tables["songs"].count(), SONG_KEY)
+            log_account.tell_copies(tables["songplays"].count(), PLAY_KEY)
+            report.update(told_by(song_account, log_account))
+            plays, users = log_account.total("accepted"), versions.select(F.countDistinct("user_id")).first()[0]
+            expected = {"songplays": plays, "users": users, "songs": song_account.total("accepted")}
+            span = versions.where("is_play").selectExpr("min(first) DIV 2097152", "max(nth) DIV 2097152").first()
+            report["audits"] = audit(tables, expected, tuple(span))
+    report["tables"] = {name: {"rows": audited["rows"]} for name, audited in report["audits"].items()}
+
+
+def told_by(*accounts: Account) -> dict:
+    """What the report says about the input."""
+    return {
+        "lines": {account.kind: account.totals() for account in accounts},
+        "problems": {account.kind: dict(account.problems) for account in accounts},
+        "files": [file for account in accounts for file in account.files.values()],
+    }
+
+
+def quarantine(accounts: Iterable[Account], directory: str) -> None:
+    """Writes the lines that cannot be used as JSON: file, reason, line. Nothing is read or written if all can be."""
+    bad = [account.quarantined() for account in accounts if account.problems]
+    if bad:
+        reduce(DataFrame.union, bad).write.json(directory)
+
+
+@contextmanager
+def timed(report: dict, stage: str) -> Iterator[None]:
+    since = time.monotonic()
+    yield
+    report["seconds"][stage] = round(time.monotonic() - since, 3)
+    log.info("%s in %.1f s", stage, report["seconds"][stage])
 
 
 @contextmanager
@@ -870,15 +1299,6 @@ def cached(rows: DataFrame) -> Iterator[None]:
         rows.unpersist()
 
 
-def address(spark: SparkSession, place: str) -> str:
-    """The place as Hadoop is to be told it: s3:// where it is served, else s3a://; a bare path is local on local[*]."""
-    place = place.rstrip("/")
-    if on_s3(place):
-        return place if on_emr(spark) else "s3a://" + place.split("://", 1)[1]
-    local = not urlparse(place).scheme and spark.sparkContext.master.startswith("local")
-    return f"file://{os.path.abspath(place)}" if local else place
-
-
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="etl.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -888,26 +1308,26 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--input", metavar="ADDRESS", help="directory or s3:// address that holds song_data and log_data"
     )
     parser.add_argument("--output", metavar="ADDRESS", help="directory or s3:// address for the five tables")
+    parser.add_argument(
+        "--allow-shrink", dest="max_shrink", action="store_const", const="1", help="publish tables that have lost rows"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the job; the exit code tells how it went."""
-    options = arguments(argv)
+    options = vars(arguments(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("py4j").setLevel(logging.WARNING)
+    for library in ("py4j", "botocore"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        settings = read_settings(options.config, input=options.input, output=options.output)
-        run(spark_session(settings), settings)
-    except JobError as error:
-        log.error("%s", error)
-        return error.exit_code
+        run(read_settings(options.pop("config"), **options))
     except KeyboardInterrupt:
-        log.error("interrupted; nothing that readers see has changed, and the next run starts clean")
+        log.error("interrupted; the next run cleans up, or finishes what this one had begun to publish")
         return 130
-    except (PySparkException, Py4JError) as error:
-        log.error("%s", root_cause(error))
-        return 1
+    except (JobError, OSError, PySparkException, Py4JError) as error:
+        log.error("%s", one_line(error))
+        return getattr(error, "exit_code", 1)
     return 0
 
 
@@ -931,8 +1351,10 @@ REMEDIES = {
 }
 
 
-def root_cause(error: Exception) -> str:
-    """What Spark or the storage says, in one line: where, what to do if that is known, and the innermost cause."""
+def one_line(error: Exception) -> str:
+    """What went wrong in one line. Of what Spark says: where, what to do if that is known, and the innermost cause."""
+    if isinstance(error, (JobError, OSError)):
+        return str(error)
     cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     chain = [str(error)]
     while cause is not None:

@@ -69,9 +69,9 @@ def test_a_configuration_that_is_no_text_is_named(config: Path, caplog: pytest.L
 @pytest.mark.parametrize(
     "make, told",
     [
-        (lambda root: None, "does not exist"),
-        (lambda root: (root / "song_data").mkdir(parents=True), "holds no *.json"),
-        (lambda root: write(root / "song_data" / "a.json"), "log_data does not exist"),
+        (lambda root: None, "song_data does not exist or holds no *.json"),
+        (lambda root: (root / "song_data").mkdir(parents=True), "song_data does not exist or holds no *.json"),
+        (lambda root: write(root / "song_data" / "a.json"), "log_data does not exist or holds no *.json"),
     ],
 )
 def test_an_input_without_songs_or_logs_is_told_before_anything_is_written(
