@@ -178,7 +178,7 @@ class StoreError(JobError):
 
     def __init__(self, place: str, error: Exception) -> None:
         super().__init__(explained(place, str(error), str(error)))
-        self.code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+        self.code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "")
 
 
 @dataclass(frozen=True)
@@ -546,7 +546,7 @@ def local_session() -> dict[str, str]:
     """Half of the machine's memory, at most 8 GB; nothing listens beyond this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "spark.master": "local[*]",
+        "spark.master": "local[*, 4]",  # a task may fail three times, as on a cluster
         "spark.driver.memory": f"{max(1, min(8, memory // 2**31))}g",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
@@ -758,7 +758,9 @@ class Disk:
             os.link(draft, self.at(name))
         except (FileExistsError, FileNotFoundError):  # the second: the winner has cleared the draft away
             return False
-        self.delete([os.path.relpath(draft, self.root)])
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
         return True
 
     def draft(self, name: str, text: str) -> str:
@@ -812,7 +814,8 @@ class Bucket:
 
     def files(self, below: str) -> dict[str, int]:
         """As Disk's. Keys that end in a slash only mark a directory."""
-        return {key[len(self.prefix) :]: size for key, size in self.keys(f"{below}/") if not key.endswith("/")}
+        found = self.keys(f"{below}/".lstrip("/"))
+        return {key[len(self.prefix) :]: size for key, size in found if not key.endswith("/")}
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         arguments = {"Prefix": self.prefix + prefix}
@@ -830,12 +833,15 @@ class Bucket:
                 return None
             raise
 
-    def write(self, name: str, text: str, **condition: str) -> None:
+    def put(self, name: str, text: str, **condition: str) -> None:
         self.ask("put_object", Key=self.prefix + name, Body=text.encode("utf-8"), **self.encryption, **condition)
+
+    def write(self, name: str, text: str) -> None:
+        self.put(name, text)
 
     def create(self, name: str, text: str) -> bool:
         try:
-            self.write(name, text, IfNoneMatch="*")
+            self.put(name, text, IfNoneMatch="*")
         except StoreError as error:
             if error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise
@@ -898,8 +904,9 @@ class Lease:
     a compare-and-set on any storage.
     """
 
-    def __init__(self, lake: Disk | Bucket, run: str, seconds: float) -> None:
-        self.lake, self.seconds, self.number = lake, seconds, 0
+    def __init__(self, lake: Disk | Bucket, run: str, seconds: float, source: Disk | Bucket | None = None) -> None:
+        """source: what the run reads. When it gives no answer any more the lease ends too, and the run with it."""
+        self.lake, self.source, self.seconds, self.number = lake, source or lake, seconds, 0
         self.holder = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
         self.one_at_a_time, self.ended = threading.Lock(), threading.Event()
 
@@ -947,6 +954,7 @@ class Lease:
         """Renews the lease while the run lives."""
         while not self.ended.wait(self.seconds / 3):
             try:
+                self.source.files(LOCK)
                 self.renew()
             except StoreError as error:
                 log.warning("%s; trying again", error)
@@ -957,7 +965,8 @@ class Lease:
         """Ends a run whose lease is over, whatever it is waiting for: another may have begun."""
         while not self.ended.wait(1):
             if time.monotonic() > self.deadline:
-                give_up(f"{self.lake.root}: no answer for [LAKE] LEASE_SECONDS = {self.seconds:.0f}; run the job again")
+                stores = " or ".join(sorted({self.source.root, self.lake.root}))
+                give_up(f"{stores}: no answer for [LAKE] LEASE_SECONDS = {self.seconds:.0f}; run the job again")
 
 
 def give_up(why: str) -> None:
@@ -1199,7 +1208,7 @@ def run(settings: Settings) -> None:
     inputs = {kind: json_files(source, kind) for kind in ("song_data", "log_data")}
     report, since = new_report(settings), time.monotonic()
     bad_lines = f"{QUARANTINE}/run={report['run']}"
-    with Lease(lake, report["run"], float(settings.lease_seconds)) as lease:
+    with Lease(lake, report["run"], float(settings.lease_seconds), source) as lease:
         recover(lake)
         try:
             build(spark_session(settings), settings, inputs, report)
@@ -1342,7 +1351,8 @@ REMEDIES = {
     "AccessDenied|Status Code: 403": "access denied; the keys or the role lack a permission here, see iam/",
     "NoAuthWithAWSException|CredentialInitializationException|Unable to (load|locate) credentials": "no AWS keys"
     " were found; give [AWS CREDS], a profile, or a role",
-    "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect": "the store cannot be"
+    "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|"
+    "Connection was closed|timeout on endpoint": "the store cannot be"
     " reached; check [LAKE] ENDPOINT and REGION and the network",
     "EOFException|ZipException|incorrect header check": "a file of the input is cut short or damaged; `gzip -t` tells"
     " which, deliver it again",

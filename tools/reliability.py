@@ -1,0 +1,70 @@
+"""Tries to break the job's promises, and writes what was tried into README.md's reliability table.
+
+    make reliability
+
+It runs the tests that kill, race, starve and feed garbage; each tells by `record_property` how much it has tried. A
+number is summed over the tests, a text stands as it is. The table is written only when all of them pass.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES = ("test_killed", "test_lease", "test_faults", "test_bad_input", "test_s3_job")
+ROWS = {  # what a test calls it -> what the table says of it
+    "killed on a disk": "SIGKILL of driver and JVM, tables on a disk|the old tables; after recovery the new, whole",
+    "killed on S3": "SIGKILL of driver and JVM, tables on S3|the old tables; after recovery the new, whole",
+    "racing starts": "runs that start at once, on a disk and on S3|one works, the others name it",
+    "failed requests": "S3 requests answered by 503 or a reset, one in ten|the same tables",
+    "failed tasks": "tasks that fail after they have read all of their lines|the same tables",
+    "bad inputs": "bad files, values and configurations|a quarantined line, or one clear line",
+    "store down": "the store goes down in mid-run, `LEASE_SECONDS = 15`|one clear line, exit 1",
+    "publication": "time in which readers could see a mix, S3 with 20 ms a request|one copy a file, 32 at once",
+}
+
+
+def tried(report: Path) -> dict[str, str]:
+    """What the passed tests tell that they have tried."""
+    sums, texts = Counter(), {}
+    for entry in xml.etree.ElementTree.parse(report).iter("property"):
+        name, value = entry.attrib["name"], entry.attrib["value"]
+        if value.isdigit():
+            sums[name] += int(value)
+        else:
+            texts[name] = value
+    return {**{name: f"{number:,}" for name, number in sums.items()}, **texts}
+
+
+def table(found: dict[str, str]) -> str:
+    lines = ["| tried | how much | outcome |", "|---|---|---|"]
+    for name, row in ROWS.items():
+        what, outcome = row.split("|")
+        lines.append(f"| {what} | {found[name]} | {outcome} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as place:
+        report = Path(place) / "report.xml"
+        suites = [str(ROOT / "tests" / f"{suite}.py") for suite in SUITES]
+        command = [sys.executable, "-m", "pytest", *suites, "-m", "not minio", "-n", "2", "--dist", "load"]
+        if code := subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT).returncode:
+            return code
+        found = tried(report)
+    readme = ROOT / "README.md"
+    marked = r"(<!-- by make reliability -->\n).*?(\n<!-- end -->)"
+    text = re.sub(marked, lambda mark: mark[1] + table(found) + mark[2], readme.read_text(encoding="utf-8"), flags=re.S)
+    readme.write_text(text, encoding="utf-8")
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
