@@ -5,7 +5,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help setup run test test-all test-timezone test-spark35 test-minio test-readme test-yarn lint clean
+.PHONY: help setup run notebook notebook-outputs test test-all test-timezone test-spark35 test-minio test-readme test-yarn lint clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -13,6 +13,12 @@ help: ## this list
 run: .venv/java_home ## the job on the sample in data/; the tables go to output/
 	@$(RUN) etl.py
 	@echo "The five tables are in output/. Next: make test, make help, and README.md tells what the tables mean."
+
+notebook: .venv/notebook ## test_code.ipynb in JupyterLab: the raw data, the tables, questions with charts
+	@$(RUN) -m jupyterlab test_code.ipynb
+
+notebook-outputs: .venv/tests ## runs test_code.ipynb on the sample and keeps what it shows
+	@$(RUN) tools/run_notebook.py
 
 setup: .venv/tests ## the set-up alone, for what README.md shows by hand
 
@@ -55,6 +61,11 @@ clean: ## away with the set-up and the output
 
 .venv/tests: .venv/java_home requirements-dev.txt
 	@.venv/bin/python $(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/notebook: .venv/tests requirements-notebook.txt
+	@echo "Fetching JupyterLab (once)"
+	@.venv/bin/python $(PIP) -r requirements-notebook.txt
 	@touch $@
 
 .venv35/tests: requirements.txt requirements-dev.txt
