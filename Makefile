@@ -2,10 +2,13 @@
 PYTHON ?= python3
 PYTHON35 ?= $(firstword $(foreach p,python3.11 python3.10 python3,$(shell command -v $(p))))
 PIP := -m pip install --quiet --disable-pip-version-check
+SCALE ?= 1
+ROUNDS ?= 3
+MODE ?=
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help setup run test test-all test-timezone test-spark35 test-minio test-readme test-yarn lint clean
+.PHONY: help setup run bench test test-all test-timezone test-spark35 test-minio test-readme test-yarn lint clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -15,6 +18,9 @@ run: .venv/java_home ## the job on the sample in data/; the tables go to output/
 	@echo "The five tables are in output/. Next: make test, make help, and README.md tells what the tables mean."
 
 setup: .venv/tests ## the set-up alone, for what README.md shows by hand
+
+bench: .venv/tests ## how fast the job is, held against others; SCALE=0.025 is a quick look; MODE=--profile, see benchmarks/README.md
+	@$(RUN) benchmarks/bench.py --scale $(SCALE) --rounds $(ROUNDS) $(MODE)
 
 test: .venv/tests ## the tests, with a real S3 server on loopback
 	@$(TEST) .venv/bin/python -m pytest

@@ -139,10 +139,10 @@ def rendered(text: str, results: dict) -> str:
     """The text with each section's figures between its markers, `<!-- figures: NAME -->` and `<!-- end -->`."""
     for name, section in SECTIONS.items():
         lines = section(results[name]) if name in results else ["*Not measured yet.*"]
-        inside = "\n".join(["", *lines, ""])
+        inside = "\n".join([*lines, ""])
         text, found = re.subn(
             rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)",
-            lambda match, inside=inside: match.group(1) + inside.lstrip("\n") + match.group(2),
+            lambda match, inside=inside: match.group(1) + inside + match.group(2),
             text,
             flags=re.S,
         )
