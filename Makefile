@@ -19,7 +19,7 @@ run: .venv/java_home ## the job on the sample in data/; the tables go to output/
 
 setup: .venv/tests ## the set-up alone, for what README.md shows by hand
 
-bench: .venv/tests ## how fast the job is, held against others; SCALE=0.025 is a quick look; MODE=--profile, see benchmarks/README.md
+bench: .venv/tests ## how fast the job is, beside other programs; SCALE=0.025 is a quick look, benchmarks/README.md tells more
 	@$(RUN) benchmarks/bench.py --scale $(SCALE) --rounds $(ROUNDS) $(MODE)
 
 test: .venv/tests ## the tests, with a real S3 server on loopback

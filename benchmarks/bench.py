@@ -191,9 +191,14 @@ def show_profile(options: argparse.Namespace) -> None:
         conf = [f"--conf spark.eventLog.{key}={value}" for key, value in settings.items()]
         usage = measure.measured(command("job", lake.place, target), ROOT, environment(own_heap(), *conf))
         (log,) = (file for file in logs.iterdir() if not file.name.startswith("."))
-        print(stages.tables(stages.profile(log), usage.started, usage.java, usage.ended))
-    used = f"{usage.wall:.1f} s by the clock, {usage.cpu:.1f} core seconds, of them {usage.python:.1f} in Python"
-    print(f"The whole run: {used}; {usage.memory / report.GB:.1f} GB of memory at the peak.")
+        found = stages.profile(log)
+    print(stages.tables(found, usage.started, usage.java, usage.ended))
+    rest = usage.cpu - usage.python - found.cpu
+    print(
+        f"The whole run took {usage.wall:.1f} s by the clock and {usage.cpu:.1f} s of processor: {found.cpu:.1f} s in"
+        f" tasks, {usage.python:.1f} s in Python, {rest:.1f} s in the rest of Java (start, compiler, garbage collector,"
+        f" planner). Memory at the peak: {usage.memory / report.GB:.1f} GB."
+    )
 
 
 def s3_requests() -> None:

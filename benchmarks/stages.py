@@ -82,6 +82,10 @@ class Profile:
     def end(self) -> float:
         return max(query.end for query in self.queries.values())
 
+    @property
+    def cpu(self) -> float:
+        return sum(stage.cpu for stage in self.stages.values())
+
 
 def events(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8") as lines:
@@ -144,17 +148,34 @@ def operators(about: dict) -> str:
 
 def tables(found: Profile, began: float = 0.0, java: float = 0.0, ended: float = 0.0, most: int = 15) -> str:
     """The report. began, java and ended are the program's: its start, its Java's and its end, where they are known."""
-    return "\n".join(
-        [
-            *clock_table(found, began or found.start, java, ended or found.end),
-            "",
-            *query_table(found),
-            "",
-            *stage_table(found, most),
-            "",
-            *totals(found),
+    parts = [
+        aligned(clock_table(found, began or found.start, java, ended or found.end)),
+        aligned(query_table(found)),
+        aligned(stage_table(found, most)),
+        totals(found),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def aligned(lines: list[str]) -> list[str]:
+    """A Markdown table's lines with columns of one width, numbers to the right: for a screen.
+
+    >>> aligned(["| name | s |", "|---|---:|", "| a | 10.0 |"])
+    ['| name |    s |', '|------|-----:|', '| a    | 10.0 |']
+    """
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    right = [cell.endswith(":") for cell in rows[1]]
+    rows[1] = ["" for _ in widths]
+
+    def padded(row: list[str]) -> list[str]:
+        return [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, right, strict=True)
         ]
-    )
+
+    rule = "|".join("-" * (width + 1) + ("-:"[number]) for width, number in zip(widths, right, strict=True))
+    return [f"|{rule}|" if at == 1 else f"| {' | '.join(padded(row))} |" for at, row in enumerate(rows)]
 
 
 def clock_table(found: Profile, began: float, java: float, ended: float) -> list[str]:
@@ -213,13 +234,13 @@ def totals(found: Profile) -> list[str]:
     for stage in found.stages.values():
         for name in ("run", "cpu", "gc", "shuffle_write", "shuffle_wait"):
             sums[name] += getattr(stage, name)
-    other = sums["run"] - sums["cpu"]
     at_work = found.cores * length(merged([(stage.begin, stage.end) for stage in found.stages.values()]))
     single = sum(stage.run for stage in found.stages.values() if len(stage.tasks) == 1)
     return [
-        f"All {len(found.stages)} stages: {sums['run']:.1f} core seconds, of them {sums['cpu']:.1f} on a processor"
-        f" and {other:.1f} waiting (disk, collection of garbage {sums['gc']:.1f}, other programs), with"
-        f" {sums['shuffle_write']:.1f} writing shuffles and {sums['shuffle_wait']:.1f} waiting for them.",
+        f"The tasks of all {len(found.stages)} stages took {sums['run']:.1f} s, {sums['cpu']:.1f} s of them on a"
+        f" processor: the rest they waited, for the disk, for garbage collection ({sums['gc']:.1f} s), or for a"
+        f" processor that was busy. {sums['shuffle_write']:.1f} s went into writing shuffles,"
+        f" {sums['shuffle_wait']:.1f} s into waiting for them.",
         f"While stages were at work the {found.cores} cores had {at_work:.1f} s to give, and tasks took"
         f" {sums['run'] / at_work:.0%} of them; {single:.1f} s were in stages of a single task.",
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -220,7 +221,7 @@ EVENTS = [
 @pytest.fixture
 def told(tmp_path: Path) -> str:
     (tmp_path / "log").write_text("\n".join(map(json.dumps, EVENTS)))
-    return stages.tables(stages.profile(tmp_path / "log"), began=1, java=2, ended=16)
+    return re.sub(" +", " ", stages.tables(stages.profile(tmp_path / "log"), began=1, java=2, ended=16))
 
 
 def test_the_profile_tells_every_second_of_the_clock_once(told):
@@ -238,3 +239,8 @@ def test_the_profile_has_a_stages_operators_and_its_skew(told):
     assert "| 0 | write users | Scan text > Exchange | 3 | 4.0 | 6.0 | 3.0 |" in told
     assert "| 15.0 | 0.0 | 0.0 | 0.0 | 4.0 |" in told
     assert "tasks took 80% of them; 2.0 s were in stages of a single task" in told
+
+
+def test_columns_have_one_width_on_a_screen():
+    lines = stages.aligned(["| name | s |", "|---|---:|", "| a | 10.0 |"])
+    assert lines == ["| name |    s |", "|------|-----:|", "| a    | 10.0 |"]
