@@ -75,7 +75,7 @@ class Lake(NamedTuple):
 
 
 def warm(place: Path) -> None:
-    """Reads every file once: only root can empty the system's cache, so that it is full for every run instead."""
+    """Reads every file once: only root can empty the system's cache, so every run finds it filled instead."""
     for file in place.rglob("*.json"):
         file.read_bytes()
 
@@ -128,6 +128,7 @@ def empty_folder() -> Iterator[Path]:
 
 def timed(program: str, source: Path, heap: str) -> dict:
     """What one run took, and the files that it left."""
+    warm(source)
     with empty_folder() as target:
         usage = measure.measured(command(program, source, target), ROOT, environment(heap))
         sizes = [file.stat().st_size for file in target.rglob("*.parquet")]
@@ -152,7 +153,6 @@ def by_turns(rounds: int, runs: dict[str, Callable[[], dict]]) -> list[dict]:
 
 def comparison(options: argparse.Namespace) -> dict:
     lake, heap = Lake(scaled(options), options.songs, options.days).made(), own_heap()
-    warm(lake.place)
     runs = {name: lambda name=name: timed(name, lake.place, heap) for name in options.only}
     return {"data": lake.described(), "heap": heap, "runs": by_turns(options.rounds, runs)}
 
@@ -173,8 +173,6 @@ def tiny(options: argparse.Namespace) -> dict:
     """The job, where nearly all files are song files, of a few hundred bytes each."""
     lake, heap = Lake(events=560, songs=TINY_SONGS, days=14).made(), own_heap()
     places = {"many": (lake.place, lake.songs), "one": (in_one_file(lake), 1)}
-    for place, _ in places.values():
-        warm(place)
     runs = {
         name: lambda place=place, songs=songs: {"songs": songs, **timed("job", place, heap)}
         for name, (place, songs) in places.items()
