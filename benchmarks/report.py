@@ -42,21 +42,22 @@ def spread(values: list[float], form: str) -> str:
     return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
 
 
-def paired(runs: list[dict], above: str, below: str) -> list[float]:
+def paired(runs: list[dict], above: str, below: str, of: str = "wall") -> list[float]:
     """The ratio of two programs' seconds in each round: what slows the machine for a while slows both."""
     programs = by_program(runs)
-    walls = [{run["round"]: run["wall"] for run in programs.get(name, [])} for name in (above, below)]
-    return [walls[0][number] / walls[1][number] for number in sorted(walls[0].keys() & walls[1].keys())]
+    first, second = ({run["round"]: run[of] for run in programs.get(name, [])} for name in (above, below))
+    return [first[number] / second[number] for number in sorted(first.keys() & second.keys())]
 
 
 def comparison(section: dict) -> list[str]:
     runs = section["runs"]
     ratios = [
-        f"| {above} / {below} | {spread(values, '.2f')} | {goal}{verdict(median(values), goal)} |"
+        f"| {above} / {below} | {spread(values, '.2f')} | {spread(paired(runs, above, below, 'cpu'), '.2f')}"
+        f" | {goal}{verdict(median(values), goal)} |"
         for (above, below), goal in RATIOS.items()
         if (values := paired(runs, above, below))
     ]
-    head = ["| seconds, in the same round | median (least-most) | goal |", "|---|---:|---|"]
+    head = ["| in the same round | seconds | core seconds | goal for the seconds |", "|---|---:|---:|---|"]
     return [
         *program_table(section),
         "",
