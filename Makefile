@@ -2,10 +2,14 @@
 PYTHON ?= python3
 PYTHON35 ?= $(firstword $(foreach p,python3.11 python3.10 python3,$(shell command -v $(p))))
 PIP := -m pip install --quiet --disable-pip-version-check
+SCALE ?= 1
+ROUNDS ?= 3
+MODE ?=
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help setup run notebook notebook-outputs test test-all test-timezone test-spark35 test-minio test-readme test-yarn lint clean
+.PHONY: help setup run notebook notebook-outputs bench reliability test test-all test-timezone test-spark35 test-killed \
+	test-minio test-readme test-yarn lint clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,17 +26,26 @@ notebook-outputs: .venv/tests ## runs test_code.ipynb on the sample and keeps wh
 
 setup: .venv/tests ## the set-up alone, for what README.md shows by hand
 
+bench: .venv/tests ## how fast the job is, beside other programs; SCALE=0.025 is a quick look, benchmarks/README.md tells more
+	@$(RUN) benchmarks/bench.py --scale $(SCALE) --rounds $(ROUNDS) $(MODE)
+
+reliability: .venv/tests ## tries to break the job, and writes README.md's table of what was tried
+	@$(RUN) tools/reliability.py
+
 test: .venv/tests ## the tests, with a real S3 server on loopback
 	@$(TEST) .venv/bin/python -m pytest
 	@.venv/bin/ruff check
 
-test-all: test test-timezone test-spark35 test-minio test-readme test-yarn ## all tests, the long ones too
+test-all: test test-killed test-timezone test-spark35 test-minio test-readme test-yarn ## all tests, the long ones too
 
 test-timezone: .venv/tests ## the meaning of the tables, on a machine whose clock is not UTC
 	@$(TEST) TZ=America/New_York .venv/bin/python -m pytest tests/test_tables.py tests/test_job.py -k 'tables or oracle_has'
 
 test-spark35: .venv35/tests .venv/java_home ## the job's tests on Spark 3.5.6, what emr-7.13.0 runs
 	@$(TEST) .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py
+
+test-killed: .venv/tests ## SIGKILL at each step of the job, tables on a disk and on S3
+	@$(TEST) .venv/bin/python -m pytest -m killed -n 2 --dist load
 
 test-minio: .venv/tests ## uploads and the job on a MinIO server, which is built by Go the first time
 	@$(TEST) .venv/bin/python -m pytest -m minio -n 0
