@@ -185,10 +185,14 @@ def lake_of(settings: etl.Settings) -> str:
 def script(cluster: Cluster, run: str) -> str:
     """What the primary node does. `timeout` ends a job that hangs even when nobody waits for it any more."""
     fetch = f"aws s3 cp --recursive --only-show-errors {shlex.quote(f'{cluster.code}/{run}/')} ."
+    # What the job's lock and moves are made with; a release may or may not bring it.
+    python = '"${PYSPARK_PYTHON:-python3}"'
+    boto3 = f'{python} -c "import boto3" 2>/dev/null || sudo {python} -m pip install -q boto3'
     # spark-submit turns the job's stderr into its own stdout: one log for both.
     submit = f"timeout {cluster.timeout_minutes}m spark-submit --master yarn etl.py 1>&2"
     # EMR does not hand on a step's exit code, so the log does.
-    return f'cd "$(mktemp -d)" && {fetch} && {submit}; code=$?; echo "exit code $code" >&2; exit $code'
+    steps = f'cd "$(mktemp -d)" && {fetch} && {{ {boto3}; }} && {submit}'
+    return f'{steps}; code=$?; echo "exit code $code" >&2; exit $code'
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -665,8 +665,10 @@ def s3a_keys(settings: Settings) -> tuple[str, str, str | None] | None:
 
 def aws_session(settings: Settings):
     """boto3's session: dl.cfg's keys, or the AWS default chain (environment, profile, SSO, instance)."""
-    import boto3  # only where Hadoop cannot do a thing
-
+    try:
+        import boto3  # not needed for tables on a disk
+    except ImportError:
+        raise UsageError(f"S3 needs boto3 here: {sys.executable} -m pip install boto3") from None
     return boto3.Session(
         aws_access_key_id=settings.aws_access_key_id or None,
         aws_secret_access_key=settings.aws_secret_access_key or None,

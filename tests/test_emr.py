@@ -16,6 +16,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,17 @@ def test_tags_key_and_release_reach_the_request(config) -> None:
     assert request["ReleaseLabel"] == "emr-7.13.0"
 
 
+def test_the_step_installs_boto3_where_the_release_has_none(config, tmp_path: Path) -> None:
+    bare_python = '[ "$1" = -m ] && echo "$@"'
+    for name, body in {"aws": "", "spark-submit": "", "sudo": 'exec "$@"', "python": bare_python}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYSPARK_PYTHON": "python"}
+    script = emr.script(emr.read_cluster(config()), "run1")
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "-m pip install -q boto3\n")
+
+
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_the_step_runs_the_shipped_job_and_tells_its_exit_code(code: int, config, tmp_path: Path) -> None:
     commands = tmp_path / "bin"
@@ -372,8 +384,8 @@ def test_the_step_runs_the_shipped_job_and_tells_its_exit_code(code: int, config
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
     script = emr.script(emr.read_cluster(config()), "run1")
-    path = f"{commands}:{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == code
     assert done.stdout == f"s3 cp --recursive --only-show-errors s3://{BUCKET}/emr/code/run1/ .\n"
     assert done.stderr.splitlines() == ["etl.py", "--master yarn etl.py", f"exit code {code}"]
