@@ -1235,8 +1235,8 @@ def new_report(settings: Settings) -> dict:
         "outcome": PUBLISHED,
         "started": now(),
         "settings": {key: "***" if value and "aws_" in key else value for key, value in asdict(settings).items()},
-        "seconds": {},
-        "tables": {},
+        **{part: {} for part in ("seconds", "versions", "lines", "problems", "tables", "audits")},
+        "files": [],
     }
 
 

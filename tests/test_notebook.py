@@ -27,7 +27,7 @@ def report(run: str, outcome: str = "published", plays: int = 413) -> dict:
         "outcome": outcome,
         "started": "2018-11-30T06:00:00Z",
         "seconds": {"read": 1.25, "songplays": 2.5},
-        "lines": {"log_data": {"lines": 560, "accepted": 411, "duplicates": 0, "no play": 147, "quarantined": 2}},
+        "lines": {"log_data": {"lines": 560, "accepted": 411, "duplicates": 0, "no_play": 147, "quarantined": 2}},
         "tables": {"songplays": {"rows": plays, "files": 2, "bytes": 16617}} if outcome == "published" else {},
     }
 
