@@ -551,6 +551,7 @@ def local_session() -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
+        "spark.log.level": "OFF",  # two stack traces a failed task; what they say is in the one line that main tells
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
     }
 
