@@ -1074,6 +1074,7 @@ class Account:
             fate = "quarantined" if row.problem else "accepted" if row.is_play else "no_play"
             late = {"file": self.name(row.file), "bytes": None, **dict.fromkeys(FATES, 0)}  # came after the listing
             self.files.setdefault(self.name(row.file), late)[fate] += row.lines
+            self.head = len(unquote(row.file)) - len(self.name(row.file))
             if row.problem:
                 self.problems[row.problem] += row.lines
                 self.bad_files.add(row.file)
@@ -1082,13 +1083,17 @@ class Account:
         """The name below INPUT of a file that Spark tells by its address."""
         return unquote(urlparse(address).path)[len(self.root) + 1 :]
 
+    def names(self) -> Column:
+        """As name, of all rows."""
+        return F.expr(f"substring(url_decode(replace(file, '+', '%2B')), {self.head + 1})")  # + would be a space
+
     def tell_copies(self, written: int, key: list[str]) -> None:
         """Where fewer rows were written than lines accepted, tells which files hold copies. Of the lines that share a
         key one in the file with the smallest name is the original."""
         if written == self.total("accepted"):
             return
-        originals = self.rows.where("is_play").groupBy(*key).agg(F.min("file").alias("file")).groupBy("file").count()
-        kept = {self.name(row.file): row["count"] for row in originals.collect()}
+        originals = self.rows.where("is_play").groupBy(*key).agg(F.min(self.names()).alias("file"))
+        kept = {row.file: row["count"] for row in originals.groupBy("file").count().collect()}
         for name, file in self.files.items():
             file["duplicates"] = file["accepted"] - kept.get(name, 0)
             file["accepted"] -= file["duplicates"]
@@ -1097,7 +1102,8 @@ class Account:
         """The lines that cannot be used: file, reason, line (with U+FFFD for what is not UTF-8)."""
         bad = self.rows.where("problem IS NOT NULL")
         there = F.col("file").isin(*self.bad_files)  # Spark opens no other
-        return bad.where(there).select("file", F.col("problem").alias("reason"), F.col("value").alias("line"))
+        named = {"file": self.names(), "reason": F.col("problem"), "line": F.col("value")}
+        return bad.where(there).select(*(column.alias(name) for name, column in named.items()))
 
     def total(self, fate: str) -> int:
         return sum(file[fate] for file in self.files.values())
