@@ -716,7 +716,20 @@ def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) ->
     sized = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows.select(*table.names()))
     ordered = sized.sortWithinPartitions(*table.partitions, *table.order)
     ordered.write.partitionBy(*table.partitions).parquet(directory)
-    return spark.read.schema(table.columns).parquet(directory)
+    written = spark.read.schema(table.columns).parquet(directory)
+    if written.inputFiles():  # a partitioned table without rows has none
+        check_schema(table, written, spark.read.parquet(directory))
+    return written
+
+
+def check_schema(table: Table, declared: DataFrame, written: DataFrame) -> None:
+    """JobError if the files hold other columns than the table has. Those of its partitions are in their paths."""
+    there, due = (
+        [column for column in rows.dtypes if column[0] not in table.partitions] for rows in (written, declared)
+    )
+    if sorted(there) != sorted(due):
+        other = ", ".join(sorted({" ".join(column) for column in {*there} ^ {*due}}))
+        raise JobError(f"{table.name}: the columns written are not those declared: {other}; nothing was published")
 
 
 # ------------------------------------------------------------------------------------------------------------------
