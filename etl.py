@@ -212,11 +212,14 @@ SECTIONS = {
 REQUIRED = {"AWS CREDS": SECTIONS["AWS CREDS"][:2], "LAKE": ("input", "output")}
 ENCRYPTIONS = {"": "", "AES256": "AES256", "aws:kms": "SSE-KMS"}  # S3's names, and S3A's
 SHARE = r"0(\.\d+)?|1(\.0+)?", "give a number from 0 to 1"
-NUMBERS = {
+FORMS = {
     "max_bad_lines": (r"\d*", "give a whole number, or none for no limit"),
     "max_bad_ratio": SHARE,
     "max_shrink": SHARE,
-    "lease_seconds": (r"[1-9]\d+", "give a whole number of seconds, 10 or more"),
+    "lease_seconds": (r"[1-9]\d{1,4}", "give a whole number of seconds, 10 to 99999"),
+    "endpoint": (r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out"),
+    "region": (r"[a-z0-9-]*", "give a name like us-west-2, or leave it out"),
+    "expected_bucket_owner": (r"(\d{12})?", "give the 12 digits of an AWS account, or leave it out"),
 }
 LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
 PLACEHOLDER = re.compile(
@@ -282,18 +285,28 @@ def checked_settings(path: str, settings: Settings) -> Settings:
             raise wrong(key, "give a directory or an s3:// address")
     if settings.songs_partition_by not in LAYOUTS:
         raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
-    for key, (form, remedy) in NUMBERS.items():
+    for key, (form, remedy) in FORMS.items():
         if not re.fullmatch(form, getattr(settings, key)):
             raise wrong(key, remedy)
     if settings.sse not in ENCRYPTIONS:
         raise wrong("sse", f"choose one of: {' | '.join(filter(None, ENCRYPTIONS))}, or leave it out")
-    if bool(settings.aws_access_key_id) != bool(settings.aws_secret_access_key):
-        raise UsageError(
-            f"{path}: [AWS CREDS] holds one key of two; give both, or leave both blank for the AWS default chain"
-        )
+    if settings.kms_key_id and settings.sse != "aws:kms":
+        raise wrong("kms_key_id", "serves SSE = aws:kms alone; set that, or leave it out")
+    check_keys(path, settings)
     if settings.aws_access_key_id and os.name == "posix" and os.stat(path).st_mode & 0o077:
         log.warning("%s holds keys and others on this machine can read it: chmod 600 %s", path, path)
     return settings
+
+
+def check_keys(path: str, settings: Settings) -> None:
+    """UsageError if the AWS keys cannot be any. It names them and never shows them."""
+    access, secret, token = (getattr(settings, key) for key in SECTIONS["AWS CREDS"])
+    if bool(access) != bool(secret) or token and not access:
+        part = "a token and no keys" if token and not access and not secret else "one key of two"
+        raise UsageError(f"{path}: [AWS CREDS] holds {part}; give both, or leave all blank for the AWS default chain")
+    for key in SECTIONS["AWS CREDS"]:
+        if re.search(r"[\s\"']", getattr(settings, key)):
+            raise UsageError(f"{path}: [AWS CREDS] {key.upper()} holds a space or a quote; write the bare value")
 
 
 def on_s3(address: str) -> bool:
