@@ -283,6 +283,8 @@ def checked_settings(path: str, settings: Settings) -> Settings:
             raise wrong(key, "names no bucket; write s3://BUCKET/PREFIX")
         if "://" in place and not on_s3(place):
             raise wrong(key, "give a directory or an s3:// address")
+        if re.search(r"[*?{}\[\]\\#\x00-\x1f]", place):
+            raise wrong(key, "to Spark * ? { } [ ] \\ # are more than a name; choose a place without them")
     if settings.songs_partition_by not in LAYOUTS:
         raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
     for key, (form, remedy) in FORMS.items():
