@@ -285,6 +285,14 @@ def checked_settings(path: str, settings: Settings) -> Settings:
             raise wrong(key, "give a directory or an s3:// address")
         if re.search(r"[*?{}\[\]\\#\x00-\x1f]", place):
             raise wrong(key, "to Spark * ? { } [ ] \\ # are more than a name; choose a place without them")
+    source, lake = (
+        "/".join(s3_place(place)).rstrip("/") if on_s3(place) else os.path.realpath(place)
+        for place in (settings.input, settings.output)
+    )
+    if f"{lake}/".startswith((f"{source}/song_data/", f"{source}/log_data/")):
+        raise wrong("output", "lies in what is read; choose a place outside of song_data and log_data")
+    if f"{source}/".startswith((f"{lake}/_", *(f"{lake}/{name}/" for name in TABLES))):
+        raise wrong("input", "lies in what a run replaces; choose a place outside of OUTPUT's tables")
     if settings.songs_partition_by not in LAYOUTS:
         raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
     for key, (form, remedy) in FORMS.items():
