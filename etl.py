@@ -1389,6 +1389,14 @@ REMEDIES = {
     " reached; check [LAKE] ENDPOINT and REGION and the network",
     "EOFException|ZipException|incorrect header check": "a file of the input is cut short or damaged; `gzip -t` tells"
     " which, deliver it again",
+    "No space left|Disk quota": "the disk is full; make room",
+    "Permission denied|Operation not permitted|Read-only file system": "the user of the job has no right to it; chmod or"
+    " chown it",
+    "Too many levels of symbolic links": "a link leads back to itself; remove it",
+    "FileNotFoundException|No such file": "it vanished meanwhile, or is a link to nowhere; remove the link, or run the job"
+    " again",
+    "Not a directory|File exists": "a file stands where a directory is to be; move it, or mend the address",
+    "Relative path in absolute URI": "Spark reads no file of a disk with a colon in its name; rename it",
     "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
     " Central: is there a network?",
 }
@@ -1396,15 +1404,17 @@ REMEDIES = {
 
 def one_line(error: Exception) -> str:
     """What went wrong in one line. Of what Spark says: where, what to do if that is known, and the innermost cause."""
-    if isinstance(error, (JobError, OSError)):
+    if isinstance(error, JobError):
         return str(error)
+    if isinstance(error, OSError):
+        return explained(error.filename or "", str(error), error.strerror or str(error))
     cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     chain = [str(error)]
     while cause is not None:
         chain.append(cause.toString())
         cause = cause.getCause()
     told = " ".join(chain)
-    place = re.search(r"while reading file (\S+)", told) or re.search(r"(s3a?://[^\s:,]+)", told)
+    place = re.search(r"while reading file (\S+?)\.?\s", told) or re.search(r"(s3a?://[^\s:,]+)", told)
     return explained(place.group(1) if place else "", told, chain[-1].splitlines()[0])
 
 
