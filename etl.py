@@ -909,9 +909,15 @@ def raised(error: OSError) -> None:
 
 def json_files(source: Disk | Bucket, kind: str) -> dict[str, int]:
     """The JSON files below INPUT/<kind> and their bytes, by Spark's rule: what begins with _ or . is hidden."""
-    found = source.files(kind).items()
+    found = source.files(kind)
     hidden_in_spark = re.compile(r"/(\.|_[^/=]*(/|$))")
-    files = {n: size for n, size in found if n.endswith((".json", ".json.gz")) and not hidden_in_spark.search(n)}
+    files = {n: size for n, size in found.items() if n.endswith((".json", ".json.gz")) and not hidden_in_spark.search(n)}
+    others = [name for name in found if name not in files and not hidden_in_spark.search(name)]
+    if others:
+        log.warning(
+            "%s: %s files are not read, since their names do not end in .json or .json.gz; the first is %s",
+            *(kind, f"{len(others):,}", min(others)),
+        )
     if not files:
         raise UsageError(
             f"{source.root}/{kind} does not exist or holds no *.json or *.json.gz file; set [LAKE] INPUT to what holds"
