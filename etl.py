@@ -909,15 +909,13 @@ def raised(error: OSError) -> None:
 
 def json_files(source: Disk | Bucket, kind: str) -> dict[str, int]:
     """The JSON files below INPUT/<kind> and their bytes, by Spark's rule: what begins with _ or . is hidden."""
-    found = source.files(kind)
     hidden_in_spark = re.compile(r"/(\.|_[^/=]*(/|$))")
-    files = {n: size for n, size in found.items() if n.endswith((".json", ".json.gz")) and not hidden_in_spark.search(n)}
-    others = [name for name in found if name not in files and not hidden_in_spark.search(name)]
+    visible = {name: size for name, size in source.files(kind).items() if not hidden_in_spark.search(name)}
+    files = {name: size for name, size in visible.items() if name.endswith((".json", ".json.gz"))}
+    others = visible.keys() - files.keys()
     if others:
-        log.warning(
-            "%s: %s files are not read, since their names do not end in .json or .json.gz; the first is %s",
-            *(kind, f"{len(others):,}", min(others)),
-        )
+        told = "%s: %s files are not read: their names do not end in .json or .json.gz; the first is %s"
+        log.warning(told, kind, f"{len(others):,}", min(others))
     if not files:
         raise UsageError(
             f"{source.root}/{kind} does not exist or holds no *.json or *.json.gz file; set [LAKE] INPUT to what holds"
@@ -969,7 +967,7 @@ class Lease:
                 return 0, {"expires": 0}
             text = self.lake.read(f"{LOCK}/{max(numbers)}.json")
             if text:  # else there is a newer one by now
-                return int(max(numbers)), json.loads(text)
+                return int(max(numbers)), parsed(self.lake, f"{LOCK}/{max(numbers)}.json", text)
 
     def advance(self, seconds: float) -> bool:
         """Whether our next state has become the newest, which it does if the last that we know still was."""
@@ -1061,6 +1059,15 @@ def publish(lake: Disk | Bucket, report: dict, names: Iterable[str]) -> None:
     finish(lake, staging)
 
 
+def parsed(lake: Disk | Bucket, name: str, text: str) -> dict:
+    """What a run has written of itself. JobError if it is not that."""
+    with suppress(ValueError):
+        told = json.loads(text)
+        if isinstance(told, dict):
+            return told
+    raise JobError(f"{lake.root}/{name}: not what a run has written; restore it, or remove it and run the job again")
+
+
 def hidden(file: str) -> bool:
     return os.path.basename(file).startswith(("_", "."))
 
@@ -1069,7 +1076,7 @@ def finish(lake: Disk | Bucket, staging: str) -> None:
     """Does what the journal says, if there is one, and clears the staging. Doing it twice does no harm."""
     text = lake.read(f"{staging}/{JOURNAL}")
     if text:
-        journal, since = json.loads(text), time.monotonic()
+        journal, since = parsed(lake, f"{staging}/{JOURNAL}", text), time.monotonic()
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:  # where the store copies, most of a move is waiting
             list(pool.map(lake.move, journal["move"].keys(), journal["move"].values()))
         lake.delete(journal["retire"])
@@ -1091,8 +1098,8 @@ def recover(lake: Disk | Bucket) -> None:
 def last_published(lake: Disk | Bucket) -> dict:
     """The report of the last run that published tables; one without tables if there is none."""
     for name in sorted(lake.files(RUNS), reverse=True):
-        report = json.loads(lake.read(name))
-        if report["outcome"] == PUBLISHED:
+        report = parsed(lake, name, lake.read(name))
+        if report.get("outcome") == PUBLISHED:
             return report
     return {"tables": {}}
 
@@ -1396,11 +1403,11 @@ REMEDIES = {
     "EOFException|ZipException|incorrect header check": "a file of the input is cut short or damaged; `gzip -t` tells"
     " which, deliver it again",
     "No space left|Disk quota": "the disk is full; make room",
-    "Permission denied|Operation not permitted|Read-only file system": "the user of the job has no right to it; chmod or"
-    " chown it",
+    "Permission denied|Operation not permitted|Read-only file system": "the user of the job has no right to it; chmod"
+    " or chown it",
     "Too many levels of symbolic links": "a link leads back to itself; remove it",
-    "FileNotFoundException|No such file": "it vanished meanwhile, or is a link to nowhere; remove the link, or run the job"
-    " again",
+    "FileNotFoundException|No such file": "it vanished meanwhile, or is a link to nowhere; remove the link, or run the"
+    " job again",
     "Not a directory|File exists": "a file stands where a directory is to be; move it, or mend the address",
     "Relative path in absolute URI": "Spark reads no file of a disk with a colon in its name; rename it",
     "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
