@@ -82,10 +82,13 @@ JSON_RULES = {
     "broken JSON": "closed IS NULL OR size(line) != 1 OR fields IS NULL",
     "wrong type": "corrupt IS NOT NULL",
 }
+INFINITE = "CAST('Infinity' AS DOUBLE)"  # what becomes of 1e400
 SONG_RULES = {
+    "infinite number": f"{INFINITE} IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
     "no song id": r"song_id IS NULL OR NOT song_id RLIKE '\\S'",
 }
 LOG_RULES = {
+    "infinite number": f"abs(length) = {INFINITE}",
     "no page": "page IS NULL",
     "no time": "ts IS NULL",
     # 2000-01-01 to 2099-12-31. Seconds or microseconds in place of milliseconds fall outside.
@@ -1400,8 +1403,8 @@ REMEDIES = {
     " were found; give [AWS CREDS], a profile, or a role",
     "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect": "the store cannot be"
     " reached; check [LAKE] ENDPOINT and REGION and the network",
-    "EOFException|ZipException|incorrect header check": "a file of the input is cut short or damaged; `gzip -t` tells"
-    " which, deliver it again",
+    "EOFException|ZipException|incorrect header check|not a gzip": "a file of the input is cut short or damaged;"
+    " `gzip -t` tells which, deliver it again",
     "No space left|Disk quota": "the disk is full; make room",
     "Permission denied|Operation not permitted|Read-only file system": "the user of the job has no right to it; chmod"
     " or chown it",

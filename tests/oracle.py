@@ -73,6 +73,7 @@ create macro is_integer(line, key) as kind(line, key) = 'NULL'
     or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as bigint) is not null);
 create macro is_small_integer(line, key) as kind(line, key) = 'NULL'
     or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as int) is not null);
+create macro is_infinite(line, key) as coalesce(isinf(try_cast(line ->> key as double)), false);
 -- An id that is "" or only spaces becomes null, and a value that is only white space.
 create macro without_blank(id) as case when trim(id, ' ') <> '' then id end;
 create macro known(value) as case when regexp_matches(value, '[^ \\t\\n\\x0b\\f\\r]') then value end;
@@ -84,6 +85,8 @@ select *, case
     when not is_object then 'broken JSON'
     when not is_small_integer(json, 'year') or not is_number(json, 'duration') or not is_number(json, 'artist_latitude')
         or not is_number(json, 'artist_longitude') then 'wrong type'
+    when is_infinite(json, 'duration') or is_infinite(json, 'artist_latitude')
+        or is_infinite(json, 'artist_longitude') then 'infinite number'
     when without_blank(json ->> 'song_id') is null then 'no song id'
     end as reason
 from (select is_object, if(is_object, line, '{}')::json as json from song_text);
@@ -111,6 +114,7 @@ select *, case
     when not is_object then 'broken JSON'
     when not is_integer(json, 'ts') or not is_integer(json, 'sessionId') or not is_integer(json, 'itemInSession')
         or not is_number(json, 'length') then 'wrong type'
+    when is_infinite(json, 'length') then 'infinite number'
     when page is null then 'no page'
     when json ->> 'ts' is null then 'no time'
     when (json ->> 'ts')::bigint < epoch_ms(timestamp '2000-01-01')
