@@ -89,7 +89,7 @@ select *, case
         or is_infinite(json, 'artist_longitude') then 'infinite number'
     when without_blank(json ->> 'song_id') is null then 'no song id'
     end as reason
-from (select is_object, if(is_object, line, '{}')::json as json from song_text);
+from (select line, is_object, if(is_object, line, '{}')::json as json from song_text);
 
 create view song_version as
 select
@@ -126,7 +126,7 @@ select *, case
     when page = 'NextSong' and json ->> 'itemInSession' is null then 'play without an item'
     end as reason
 from (
-    select is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,
+    select line, is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,
         trim(json ->> 'userId', ' ') as user_text
     from log_text);
 
@@ -245,6 +245,15 @@ def rejected_lines(input_dir: str) -> "dict[tuple[str, str], int]":
             select 'song' as kind, reason, count(*) from song_line where reason is not null group by reason union all
             select 'log' as kind, reason, count(*) from log_line where reason is not null group by reason
             order by kind, reason""").fetchall()}
+
+
+def judged_lines(input_dir: str) -> "list[tuple[str, str, str | None]]":
+    """Each line: its file, by the name below the input, its text, and why it is unusable, or None."""
+    with lake(input_dir) as db:
+        reasons = {kind: dict(db.execute(f"select line, reason from {kind}_line").fetchall())
+                   for kind in ("song", "log")}
+    return [(path.relative_to(input_dir).as_posix(), line, reasons[kind][line])
+            for kind in ("song", "log") for path in files(Path(input_dir) / f"{kind}_data") for line in lines(path)]
 
 
 def usable_lines(input_dir: str) -> "dict[str, int]":
