@@ -82,10 +82,13 @@ JSON_RULES = {
     "broken JSON": "closed IS NULL OR size(line) != 1 OR fields IS NULL",
     "wrong type": "corrupt IS NOT NULL",
 }
+INFINITE = "CAST('Infinity' AS DOUBLE)"  # what becomes of 1e400
 SONG_RULES = {
+    "infinite number": f"{INFINITE} IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
     "no song id": r"song_id IS NULL OR NOT song_id RLIKE '\\S'",
 }
 LOG_RULES = {
+    "infinite number": f"abs(length) = {INFINITE}",
     "no page": "page IS NULL",
     "no time": "ts IS NULL",
     # 2000-01-01 to 2099-12-31. Seconds or microseconds in place of milliseconds fall outside.
@@ -212,11 +215,14 @@ SECTIONS = {
 REQUIRED = {"AWS CREDS": SECTIONS["AWS CREDS"][:2], "LAKE": ("input", "output")}
 ENCRYPTIONS = {"": "", "AES256": "AES256", "aws:kms": "SSE-KMS"}  # S3's names, and S3A's
 SHARE = r"0(\.\d+)?|1(\.0+)?", "give a number from 0 to 1"
-NUMBERS = {
+FORMS = {
     "max_bad_lines": (r"\d*", "give a whole number, or none for no limit"),
     "max_bad_ratio": SHARE,
     "max_shrink": SHARE,
-    "lease_seconds": (r"[1-9]\d+", "give a whole number of seconds, 10 or more"),
+    "lease_seconds": (r"[1-9]\d{1,4}", "give a whole number of seconds, 10 to 99999"),
+    "endpoint": (r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out"),
+    "region": (r"[a-z0-9-]*", "give a name like us-west-2, or leave it out"),
+    "expected_bucket_owner": (r"(\d{12})?", "give the 12 digits of an AWS account, or leave it out"),
 }
 LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
 PLACEHOLDER = re.compile(
@@ -280,20 +286,40 @@ def checked_settings(path: str, settings: Settings) -> Settings:
             raise wrong(key, "names no bucket; write s3://BUCKET/PREFIX")
         if "://" in place and not on_s3(place):
             raise wrong(key, "give a directory or an s3:// address")
+        if re.search(r"[*?{}\[\]\\#\x00-\x1f]", place):
+            raise wrong(key, "to Spark * ? { } [ ] \\ # are more than a name; choose a place without them")
+    source, lake = (
+        "/".join(s3_place(place)).rstrip("/") if on_s3(place) else os.path.realpath(place)
+        for place in (settings.input, settings.output)
+    )
+    if f"{lake}/".startswith((f"{source}/song_data/", f"{source}/log_data/")):
+        raise wrong("output", "lies in what is read; choose a place outside of song_data and log_data")
+    if f"{source}/".startswith((f"{lake}/_", *(f"{lake}/{name}/" for name in TABLES))):
+        raise wrong("input", "lies in what a run replaces; choose a place outside of OUTPUT's tables")
     if settings.songs_partition_by not in LAYOUTS:
         raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
-    for key, (form, remedy) in NUMBERS.items():
+    for key, (form, remedy) in FORMS.items():
         if not re.fullmatch(form, getattr(settings, key)):
             raise wrong(key, remedy)
     if settings.sse not in ENCRYPTIONS:
         raise wrong("sse", f"choose one of: {' | '.join(filter(None, ENCRYPTIONS))}, or leave it out")
-    if bool(settings.aws_access_key_id) != bool(settings.aws_secret_access_key):
-        raise UsageError(
-            f"{path}: [AWS CREDS] holds one key of two; give both, or leave both blank for the AWS default chain"
-        )
+    if settings.kms_key_id and settings.sse != "aws:kms":
+        raise wrong("kms_key_id", "serves SSE = aws:kms alone; set that, or leave it out")
+    check_keys(path, settings)
     if settings.aws_access_key_id and os.name == "posix" and os.stat(path).st_mode & 0o077:
         log.warning("%s holds keys and others on this machine can read it: chmod 600 %s", path, path)
     return settings
+
+
+def check_keys(path: str, settings: Settings) -> None:
+    """UsageError if the AWS keys cannot be any. It names them and never shows them."""
+    access, secret, token = (getattr(settings, key) for key in SECTIONS["AWS CREDS"])
+    if bool(access) != bool(secret) or token and not access:
+        part = "a token and no keys" if token and not access and not secret else "one key of two"
+        raise UsageError(f"{path}: [AWS CREDS] holds {part}; give both, or leave all blank for the AWS default chain")
+    for key in SECTIONS["AWS CREDS"]:
+        if re.search(r"[\s\"']", getattr(settings, key)):
+            raise UsageError(f"{path}: [AWS CREDS] {key.upper()} holds a space or a quote; write the bare value")
 
 
 def on_s3(address: str) -> bool:
@@ -551,6 +577,7 @@ def local_session() -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
+        "spark.log.level": "OFF",  # two stack traces a failed task; what they say is in the one line that main tells
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
     }
 
@@ -717,7 +744,20 @@ def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) ->
     sized = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows.select(*table.names()))
     ordered = sized.sortWithinPartitions(*table.partitions, *table.order)
     ordered.write.partitionBy(*table.partitions).parquet(directory)
-    return spark.read.schema(table.columns).parquet(directory)
+    written = spark.read.schema(table.columns).parquet(directory)
+    if written.inputFiles():  # a partitioned table without rows has none
+        check_schema(table, written, spark.read.parquet(directory))
+    return written
+
+
+def check_schema(table: Table, declared: DataFrame, written: DataFrame) -> None:
+    """JobError if the files hold other columns than the table has. Those of its partitions are in their paths."""
+    there, due = (
+        [column for column in rows.dtypes if column[0] not in table.partitions] for rows in (written, declared)
+    )
+    if sorted(there) != sorted(due):
+        other = ", ".join(sorted({" ".join(column) for column in {*there} ^ {*due}}))
+        raise JobError(f"{table.name}: the columns written are not those declared: {other}; nothing was published")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -880,9 +920,13 @@ def raised(error: OSError) -> None:
 
 def json_files(source: Disk | Bucket, kind: str) -> dict[str, int]:
     """The JSON files below INPUT/<kind> and their bytes, by Spark's rule: what begins with _ or . is hidden."""
-    found = source.files(kind).items()
     hidden_in_spark = re.compile(r"/(\.|_[^/=]*(/|$))")
-    files = {n: size for n, size in found if n.endswith((".json", ".json.gz")) and not hidden_in_spark.search(n)}
+    visible = {name: size for name, size in source.files(kind).items() if not hidden_in_spark.search(name)}
+    files = {name: size for name, size in visible.items() if name.endswith((".json", ".json.gz"))}
+    others = visible.keys() - files.keys()
+    if others:
+        told = "%s: %s files are not read: their names do not end in .json or .json.gz; the first is %s"
+        log.warning(told, kind, f"{len(others):,}", min(others))
     if not files:
         raise UsageError(
             f"{source.root}/{kind} does not exist or holds no *.json or *.json.gz file; set [LAKE] INPUT to what holds"
@@ -935,7 +979,7 @@ class Lease:
                 return 0, {"expires": 0}
             text = self.lake.read(f"{LOCK}/{max(numbers)}.json")
             if text:  # else there is a newer one by now
-                return int(max(numbers)), json.loads(text)
+                return int(max(numbers)), parsed(self.lake, f"{LOCK}/{max(numbers)}.json", text)
 
     def advance(self, seconds: float) -> bool:
         """Whether our next state has become the newest, which it does if the last that we know still was."""
@@ -1029,6 +1073,15 @@ def publish(lake: Disk | Bucket, report: dict, names: Iterable[str]) -> None:
     finish(lake, staging)
 
 
+def parsed(lake: Disk | Bucket, name: str, text: str) -> dict:
+    """What a run has written of itself. JobError if it is not that."""
+    with suppress(ValueError):
+        told = json.loads(text)
+        if isinstance(told, dict):
+            return told
+    raise JobError(f"{lake.root}/{name}: not what a run has written; restore it, or remove it and run the job again")
+
+
 def hidden(file: str) -> bool:
     return os.path.basename(file).startswith(("_", "."))
 
@@ -1037,7 +1090,7 @@ def finish(lake: Disk | Bucket, staging: str) -> None:
     """Does what the journal says, if there is one, and clears the staging. Doing it twice does no harm."""
     text = lake.read(f"{staging}/{JOURNAL}")
     if text:
-        journal, since = json.loads(text), time.monotonic()
+        journal, since = parsed(lake, f"{staging}/{JOURNAL}", text), time.monotonic()
         with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:  # where the store copies, most of a move is waiting
             list(pool.map(lake.move, journal["move"].keys(), journal["move"].values()))
         lake.delete(journal["retire"])
@@ -1059,8 +1112,8 @@ def recover(lake: Disk | Bucket) -> None:
 def last_published(lake: Disk | Bucket) -> dict:
     """The report of the last run that published tables; one without tables if there is none."""
     for name in sorted(lake.files(RUNS), reverse=True):
-        report = json.loads(lake.read(name))
-        if report["outcome"] == PUBLISHED:
+        report = parsed(lake, name, lake.read(name))
+        if report.get("outcome") == PUBLISHED:
             return report
     return {"tables": {}}
 
@@ -1084,6 +1137,7 @@ class Account:
             fate = "quarantined" if row.problem else "accepted" if row.is_play else "no_play"
             late = {"file": self.name(row.file), "bytes": None, **dict.fromkeys(FATES, 0)}  # came after the listing
             self.files.setdefault(self.name(row.file), late)[fate] += row.lines
+            self.head = len(unquote(row.file)) - len(self.name(row.file))
             if row.problem:
                 self.problems[row.problem] += row.lines
                 self.bad_files.add(row.file)
@@ -1092,13 +1146,17 @@ class Account:
         """The name below INPUT of a file that Spark tells by its address."""
         return unquote(urlparse(address).path)[len(self.root) + 1 :]
 
+    def names(self) -> Column:
+        """As name, of all rows."""
+        return F.expr(f"substring(url_decode(replace(file, '+', '%2B')), {self.head + 1})")  # + would be a space
+
     def tell_copies(self, written: int, key: list[str]) -> None:
         """Where fewer rows were written than lines accepted, tells which files hold copies. Of the lines that share a
         key one in the file with the smallest name is the original."""
         if written == self.total("accepted"):
             return
-        originals = self.rows.where("is_play").groupBy(*key).agg(F.min("file").alias("file")).groupBy("file").count()
-        kept = {self.name(row.file): row["count"] for row in originals.collect()}
+        originals = self.rows.where("is_play").groupBy(*key).agg(F.min(self.names()).alias("file"))
+        kept = {row.file: row["count"] for row in originals.groupBy("file").count().collect()}
         for name, file in self.files.items():
             file["duplicates"] = file["accepted"] - kept.get(name, 0)
             file["accepted"] -= file["duplicates"]
@@ -1107,7 +1165,8 @@ class Account:
         """The lines that cannot be used: file, reason, line (with U+FFFD for what is not UTF-8)."""
         bad = self.rows.where("problem IS NOT NULL")
         there = F.col("file").isin(*self.bad_files)  # Spark opens no other
-        return bad.where(there).select("file", F.col("problem").alias("reason"), F.col("value").alias("line"))
+        named = {"file": self.names(), "reason": F.col("problem"), "line": F.col("value")}
+        return bad.where(there).select(*(column.alias(name) for name, column in named.items()))
 
     def total(self, fate: str) -> int:
         return sum(file[fate] for file in self.files.values())
@@ -1356,8 +1415,16 @@ REMEDIES = {
     "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|"
     "Connection was closed|timeout on endpoint": "the store cannot be"
     " reached; check [LAKE] ENDPOINT and REGION and the network",
-    "EOFException|ZipException|incorrect header check": "a file of the input is cut short or damaged; `gzip -t` tells"
-    " which, deliver it again",
+    "EOFException|ZipException|incorrect header check|not a gzip": "a file of the input is cut short or damaged;"
+    " `gzip -t` tells which, deliver it again",
+    "No space left|Disk quota": "the disk is full; make room",
+    "Permission denied|Operation not permitted|Read-only file system": "the user of the job has no right to it; chmod"
+    " or chown it",
+    "Too many levels of symbolic links": "a link leads back to itself; remove it",
+    "FileNotFoundException|No such file": "it vanished meanwhile, or is a link to nowhere; remove the link, or run the"
+    " job again",
+    "Not a directory|File exists": "a file stands where a directory is to be; move it, or mend the address",
+    "Relative path in absolute URI": "Spark reads no file of a disk with a colon in its name; rename it",
     "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
     " Central: is there a network?",
 }
@@ -1365,15 +1432,17 @@ REMEDIES = {
 
 def one_line(error: Exception) -> str:
     """What went wrong in one line. Of what Spark says: where, what to do if that is known, and the innermost cause."""
-    if isinstance(error, (JobError, OSError)):
+    if isinstance(error, JobError):
         return str(error)
+    if isinstance(error, OSError):
+        return explained(error.filename or "", str(error), error.strerror or str(error))
     cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
     chain = [str(error)]
     while cause is not None:
         chain.append(cause.toString())
         cause = cause.getCause()
     told = " ".join(chain)
-    place = re.search(r"while reading file (\S+)", told) or re.search(r"(s3a?://[^\s:,]+)", told)
+    place = re.search(r"while reading file (\S+?)\.?\s", told) or re.search(r"(s3a?://[^\s:,]+)", told)
     return explained(place.group(1) if place else "", told, chain[-1].splitlines()[0])
 
 

@@ -73,6 +73,7 @@ create macro is_integer(line, key) as kind(line, key) = 'NULL'
     or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as bigint) is not null);
 create macro is_small_integer(line, key) as kind(line, key) = 'NULL'
     or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as int) is not null);
+create macro is_infinite(line, key) as coalesce(isinf(try_cast(line ->> key as double)), false);
 -- An id that is "" or only spaces becomes null, and a value that is only white space.
 create macro without_blank(id) as case when trim(id, ' ') <> '' then id end;
 create macro known(value) as case when regexp_matches(value, '[^ \\t\\n\\x0b\\f\\r]') then value end;
@@ -84,9 +85,11 @@ select *, case
     when not is_object then 'broken JSON'
     when not is_small_integer(json, 'year') or not is_number(json, 'duration') or not is_number(json, 'artist_latitude')
         or not is_number(json, 'artist_longitude') then 'wrong type'
+    when is_infinite(json, 'duration') or is_infinite(json, 'artist_latitude')
+        or is_infinite(json, 'artist_longitude') then 'infinite number'
     when without_blank(json ->> 'song_id') is null then 'no song id'
     end as reason
-from (select is_object, if(is_object, line, '{}')::json as json from song_text);
+from (select line, is_object, if(is_object, line, '{}')::json as json from song_text);
 
 create view song_version as
 select
@@ -111,6 +114,7 @@ select *, case
     when not is_object then 'broken JSON'
     when not is_integer(json, 'ts') or not is_integer(json, 'sessionId') or not is_integer(json, 'itemInSession')
         or not is_number(json, 'length') then 'wrong type'
+    when is_infinite(json, 'length') then 'infinite number'
     when page is null then 'no page'
     when json ->> 'ts' is null then 'no time'
     when (json ->> 'ts')::bigint < epoch_ms(timestamp '2000-01-01')
@@ -122,7 +126,7 @@ select *, case
     when page = 'NextSong' and json ->> 'itemInSession' is null then 'play without an item'
     end as reason
 from (
-    select is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,
+    select line, is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,
         trim(json ->> 'userId', ' ') as user_text
     from log_text);
 
@@ -241,6 +245,15 @@ def rejected_lines(input_dir: str) -> "dict[tuple[str, str], int]":
             select 'song' as kind, reason, count(*) from song_line where reason is not null group by reason union all
             select 'log' as kind, reason, count(*) from log_line where reason is not null group by reason
             order by kind, reason""").fetchall()}
+
+
+def judged_lines(input_dir: str) -> "list[tuple[str, str, str | None]]":
+    """Each line: its file, by the name below the input, its text, and why it is unusable, or None."""
+    with lake(input_dir) as db:
+        reasons = {kind: dict(db.execute(f"select line, reason from {kind}_line").fetchall())
+                   for kind in ("song", "log")}
+    return [(path.relative_to(input_dir).as_posix(), line, reasons[kind][line])
+            for kind in ("song", "log") for path in files(Path(input_dir) / f"{kind}_data") for line in lines(path)]
 
 
 def usable_lines(input_dir: str) -> "dict[str, int]":

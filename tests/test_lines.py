@@ -31,6 +31,7 @@ BAD_LOG_LINES = [
     ("wrong type", json.dumps(event(itemInSession=[1]))),
     ("wrong type", json.dumps(event(length="200.5"))),
     ("wrong type", json.dumps(event(length="NaN"))),
+    ("infinite number", json.dumps(event()).replace("200.5", "1e400")),
     ("no page", json.dumps(event(page=None))),
     ("no page", "{}"),
     ("no page", json.dumps({"Page": "NextSong"})),
@@ -64,6 +65,8 @@ BAD_SONG_LINES = [
     ("wrong type", json.dumps(song(year=2**31))),
     ("wrong type", json.dumps(song(duration="218.9"))),
     ("wrong type", json.dumps(song(artist_latitude="north"))),
+    ("infinite number", json.dumps(song()).replace("218.93179", "1e400")),
+    ("infinite number", json.dumps(song()).replace("-90.0", "-1e400")),
     ("no song id", json.dumps(song(song_id=" "))),
     ("no song id", json.dumps(song(song_id=None))),
 ]
