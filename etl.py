@@ -214,17 +214,19 @@ SECTIONS = {
 }  # fmt: skip
 REQUIRED = {"AWS CREDS": SECTIONS["AWS CREDS"][:2], "LAKE": ("input", "output")}
 ENCRYPTIONS = {"": "", "AES256": "AES256", "aws:kms": "SSE-KMS"}  # S3's names, and S3A's
+LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
 SHARE = r"0(\.\d+)?|1(\.0+)?", "give a number from 0 to 1"
 FORMS = {
+    "songs_partition_by": ("|".join(LAYOUTS), f"choose one of: {' | '.join(LAYOUTS)}"),
     "max_bad_lines": (r"\d*", "give a whole number, or none for no limit"),
     "max_bad_ratio": SHARE,
     "max_shrink": SHARE,
     "lease_seconds": (r"[1-9]\d{1,4}", "give a whole number of seconds, 10 to 99999"),
     "endpoint": (r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out"),
     "region": (r"[a-z0-9-]*", "give a name like us-west-2, or leave it out"),
+    "sse": ("|".join(ENCRYPTIONS), f"choose one of: {' | '.join(filter(None, ENCRYPTIONS))}, or leave it out"),
     "expected_bucket_owner": (r"(\d{12})?", "give the 12 digits of an AWS account, or leave it out"),
 }
-LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
 PLACEHOLDER = re.compile(
     r"<.*>|.*\b(your|my)[-_ ]?(bucket|access|secret|aws|key|token).*|change[-_ ]?me|x{3,}|\.{3}", re.I
 )
@@ -273,46 +275,42 @@ def parsed_config(path: str) -> configparser.ConfigParser:
 
 
 def checked_settings(path: str, settings: Settings) -> Settings:
-    """The settings themselves, if they make sense together."""
+    """The settings themselves, if they make sense, each and together."""
+    for key, remedy in wrong_settings(settings):
+        raise UsageError(f"{path}: [LAKE] {key.upper()} = {getattr(settings, key)!r}: {remedy}")
+    check_keys(path, settings)
+    return settings
 
-    def wrong(key: str, remedy: str) -> UsageError:
-        return UsageError(f"{path}: [LAKE] {key.upper()} = {getattr(settings, key)!r}: {remedy}")
 
+def wrong_settings(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The keys of [LAKE] that make no sense, and what to do about each."""
     for key in ("input", "output"):
         place = getattr(settings, key)
         if not place:
-            raise wrong(key, "blank; give a directory or an s3:// address")
+            yield key, "blank; give a directory or an s3:// address"
         if on_s3(place) and not s3_place(place)[0]:
-            raise wrong(key, "names no bucket; write s3://BUCKET/PREFIX")
+            yield key, "names no bucket; write s3://BUCKET/PREFIX"
         if "://" in place and not on_s3(place):
-            raise wrong(key, "give a directory or an s3:// address")
+            yield key, "give a directory or an s3:// address"
         if re.search(r"[*?{}\[\]\\#\x00-\x1f]", place):
-            raise wrong(key, "to Spark * ? { } [ ] \\ # are more than a name; choose a place without them")
+            yield key, "to Spark * ? { } [ ] \\ # are more than a name; choose a place without them"
     source, lake = (
         "/".join(s3_place(place)).rstrip("/") if on_s3(place) else os.path.realpath(place)
         for place in (settings.input, settings.output)
     )
     if f"{lake}/".startswith((f"{source}/song_data/", f"{source}/log_data/")):
-        raise wrong("output", "lies in what is read; choose a place outside of song_data and log_data")
+        yield "output", "lies in what is read; choose a place outside of song_data and log_data"
     if f"{source}/".startswith((f"{lake}/_", *(f"{lake}/{name}/" for name in TABLES))):
-        raise wrong("input", "lies in what a run replaces; choose a place outside of OUTPUT's tables")
-    if settings.songs_partition_by not in LAYOUTS:
-        raise wrong("songs_partition_by", f"choose one of: {' | '.join(LAYOUTS)}")
+        yield "input", "lies in what a run replaces; choose a place outside of OUTPUT's tables"
     for key, (form, remedy) in FORMS.items():
         if not re.fullmatch(form, getattr(settings, key)):
-            raise wrong(key, remedy)
-    if settings.sse not in ENCRYPTIONS:
-        raise wrong("sse", f"choose one of: {' | '.join(filter(None, ENCRYPTIONS))}, or leave it out")
+            yield key, remedy
     if settings.kms_key_id and settings.sse != "aws:kms":
-        raise wrong("kms_key_id", "serves SSE = aws:kms alone; set that, or leave it out")
-    check_keys(path, settings)
-    if settings.aws_access_key_id and os.name == "posix" and os.stat(path).st_mode & 0o077:
-        log.warning("%s holds keys and others on this machine can read it: chmod 600 %s", path, path)
-    return settings
+        yield "kms_key_id", "serves SSE = aws:kms alone; set that, or leave it out"
 
 
 def check_keys(path: str, settings: Settings) -> None:
-    """UsageError if the AWS keys cannot be any. It names them and never shows them."""
+    """UsageError if the AWS keys cannot be any, a warning if others can read them. Neither shows them."""
     access, secret, token = (getattr(settings, key) for key in SECTIONS["AWS CREDS"])
     if bool(access) != bool(secret) or token and not access:
         part = "a token and no keys" if token and not access and not secret else "one key of two"
@@ -320,6 +318,8 @@ def check_keys(path: str, settings: Settings) -> None:
     for key in SECTIONS["AWS CREDS"]:
         if re.search(r"[\s\"']", getattr(settings, key)):
             raise UsageError(f"{path}: [AWS CREDS] {key.upper()} holds a space or a quote; write the bare value")
+    if access and os.name == "posix" and os.stat(path).st_mode & 0o077:
+        log.warning("%s holds keys and others on this machine can read it: chmod 600 %s", path, path)
 
 
 def on_s3(address: str) -> bool:
@@ -341,10 +341,10 @@ PLAY_KEY, SONG_KEY = ["ts", "user_id", "session_id", "item"], ["song_id"]
 
 
 def star_schema(
-    songs: DataFrame, events: DataFrame, versions: DataFrame, kept=lambda name, rows: rows
+    songs: DataFrame, plays: DataFrame, versions: DataFrame, kept=lambda name, rows: rows
 ) -> dict[str, DataFrame]:
     """The five tables, by name. `kept` may write one and hand back what was written, for the next to be made from."""
-    songplays = kept("songplays", songplays_table(events, songs))
+    songplays = kept("songplays", songplays_table(plays, songs))
     return {
         "songplays": songplays,
         "users": kept("users", users_table(versions)),
@@ -394,7 +394,7 @@ def clean_songs(lines: DataFrame) -> DataFrame:
 
 
 def clean_events(lines: DataFrame) -> DataFrame:
-    """One row per log line; a line with a problem has nothing but its file, its text and the problem."""
+    """One row per log line: of one with a problem its file, text and problem, of any other all but the last two."""
     facts = {
         "is_play": "page = 'NextSong'",
         "ts": "ts",
@@ -416,7 +416,7 @@ def clean_events(lines: DataFrame) -> DataFrame:
     }
     usable = F.expr("problem IS NULL")
     columns = [F.when(usable, F.expr(fact)).alias(name) for name, fact in facts.items()]
-    return lines.select("file", "value", "problem", *columns)
+    return lines.select("file", F.when(~usable, F.col("value")).alias("value"), "problem", *columns)
 
 
 def user_versions(events: DataFrame) -> DataFrame:
@@ -430,10 +430,14 @@ def user_versions(events: DataFrame) -> DataFrame:
     )
 
 
-def songplays_table(events: DataFrame, songs: DataFrame) -> DataFrame:
-    """One row per play, however often its line was delivered, with its song where title, artist and duration agree."""
+def clean_plays(events: DataFrame) -> DataFrame:
+    """One row per play, however often its line was delivered. Where versions of a play compete, the greatest wins."""
     facts = ["level", "location", "user_agent", "artist", "title", "length"]
-    plays = greatest(events.where("is_play").select(*PLAY_KEY, *facts), PLAY_KEY)
+    return greatest(events.where("is_play").select(*PLAY_KEY, *facts), PLAY_KEY)
+
+
+def songplays_table(plays: DataFrame, songs: DataFrame) -> DataFrame:
+    """One row per play, with its song where title, artist and duration agree."""
     matched = plays.withColumn("duration", F.round("length", 5)).join(
         song_lookup(songs), on=["title", "artist", "duration"], how="left"
     )
@@ -576,6 +580,7 @@ def local_session() -> dict[str, str]:
         "spark.driver.memory": f"{max(1, min(8, memory // 2**31))}g",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.defaultJavaOptions": "-XX:+UseParallelGC",  # a job minds no pauses, and has few cores
         "spark.ui.enabled": "false",
         "spark.log.level": "OFF",  # two stack traces a failed task; what they say is in the one line that main tells
         "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
@@ -726,8 +731,8 @@ def address(spark: SparkSession, place: str) -> str:
 def read_lines(spark: SparkSession, directory: str) -> DataFrame:
     """One row per line that is not blank: file, value. *.json and *.json.gz at any depth."""
     reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.{json,json.gz}")
-    lines = reader.text(directory)
-    return lines.select(F.col("_metadata.file_path").alias("file"), "value").where(F.col("value").rlike(r"\S"))
+    lines = reader.text(directory).select(F.col("_metadata.file_path").alias("file"), "value")
+    return lines.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
 
 def size_shuffles(spark: SparkSession, size: int) -> None:
@@ -1130,7 +1135,7 @@ class Account:
 
     def __init__(self, kind: str, sizes: dict[str, int], source: str, rows: DataFrame, counts: DataFrame) -> None:
         """sizes: bytes by file. rows: the lines, as checked. counts: file, problem, is_play, lines."""
-        self.kind, self.rows, self.problems, self.bad_files = kind, rows, Counter(), set()
+        self.kind, self.rows, self.problems = kind, rows, Counter()
         self.root = urlparse(source).path
         self.files = {name: {"file": name, "bytes": size, **dict.fromkeys(FATES, 0)} for name, size in sizes.items()}
         for row in counts.groupBy("file", "problem", "is_play").agg(F.sum("lines").alias("lines")).collect():
@@ -1140,7 +1145,6 @@ class Account:
             self.head = len(unquote(row.file)) - len(self.name(row.file))
             if row.problem:
                 self.problems[row.problem] += row.lines
-                self.bad_files.add(row.file)
 
     def name(self, address: str) -> str:
         """The name below INPUT of a file that Spark tells by its address."""
@@ -1150,23 +1154,23 @@ class Account:
         """As name, of all rows."""
         return F.expr(f"substring(url_decode(replace(file, '+', '%2B')), {self.head + 1})")  # + would be a space
 
-    def tell_copies(self, written: int, key: list[str]) -> None:
-        """Where fewer rows were written than lines accepted, tells which files hold copies. Of the lines that share a
-        key one in the file with the smallest name is the original."""
-        if written == self.total("accepted"):
-            return
-        originals = self.rows.where("is_play").groupBy(*key).agg(F.min(self.names()).alias("file"))
-        kept = {row.file: row["count"] for row in originals.groupBy("file").count().collect()}
+    def tell_copies(self, key: list[str]) -> bool:
+        """Whether some lines share a key, and which files hold such. One line in the file with the smallest name is the
+        original."""
+        keys = self.rows.where("is_play").select("file", *key)
+        if keys.select(F.countDistinct(*key)).first()[0] == self.total("accepted"):
+            return False
+        originals = keys.groupBy(*key).agg(F.min(self.names()).alias("file")).groupBy("file").count()
+        kept = {row.file: row["count"] for row in originals.collect()}
         for name, file in self.files.items():
             file["duplicates"] = file["accepted"] - kept.get(name, 0)
             file["accepted"] -= file["duplicates"]
+        return True
 
     def quarantined(self) -> DataFrame:
         """The lines that cannot be used: file, reason, line (with U+FFFD for what is not UTF-8)."""
-        bad = self.rows.where("problem IS NOT NULL")
-        there = F.col("file").isin(*self.bad_files)  # Spark opens no other
         named = {"file": self.names(), "reason": F.col("problem"), "line": F.col("value")}
-        return bad.where(there).select(*(column.alias(name) for name, column in named.items()))
+        return self.rows.where("problem IS NOT NULL").select(*(column.alias(name) for name, column in named.items()))
 
     def total(self, fate: str) -> int:
         return sum(file[fate] for file in self.files.values())
@@ -1312,27 +1316,36 @@ def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, i
             return stage(spark, schema[name], rows, f"{staging}/{name}")
 
     songs = song_lines(checked(read_lines(spark, f"{source}/song_data"), SONG_FIELDS, SONG_RULES))
-    events = clean_events(checked(read_lines(spark, f"{source}/log_data"), LOG_FIELDS, LOG_RULES))
-    versions = user_versions(events)
-    # Both are read several times and small beside the logs. Those are parsed twice, which is faster than to keep them.
-    with cached(songs), cached(versions):
+    songs = songs.coalesce(int(spark.conf.get("spark.sql.shuffle.partitions")))  # of very many tiny files
+    with timed(report, "reading"):
+        events = clean_events(checked(read_lines(spark, f"{source}/log_data"), LOG_FIELDS, LOG_RULES))
+        # Parsing is most of the work: to write columns and read them is cheaper than to parse twice, or to cache.
+        events = kept_for_this_run(events, f"{staging}/_events")
+    known_songs, versions = clean_songs(songs), user_versions(events)
+    with cached(songs), cached(known_songs), cached(versions):
         with timed(report, "accounting"):
             song_account = Account("song_data", inputs["song_data"], source, songs, songs)
             log_account = Account("log_data", inputs["log_data"], source, events, versions)
+            song_account.tell_copies(SONG_KEY)
+            copies = log_account.tell_copies(PLAY_KEY)
             report.update(told_by(song_account, log_account))
             quarantine((song_account, log_account), f"{staging}/{QUARANTINE}/run={report['run']}")
         for account in (song_account, log_account):
             account.check(settings, f"{settings.output}/{QUARANTINE}/run={report['run']}")
-        tables = star_schema(clean_songs(songs), events, versions, kept)
+        plays = clean_plays(events) if copies else events.where("is_play")  # which spares a shuffle of wide rows
+        tables = star_schema(known_songs, plays, versions, kept)
         with timed(report, "audit"):
-            song_account.tell_copies(tables["songs"].count(), SONG_KEY)
-            log_account.tell_copies(tables["songplays"].count(), PLAY_KEY)
-            report.update(told_by(song_account, log_account))
-            plays, users = log_account.total("accepted"), versions.select(F.countDistinct("user_id")).first()[0]
-            expected = {"songplays": plays, "users": users, "songs": song_account.total("accepted")}
+            users = versions.select(F.countDistinct("user_id")).first()[0]
+            rows = {"songplays": log_account.total("accepted"), "users": users, "songs": song_account.total("accepted")}
             span = versions.where("is_play").selectExpr("min(first) DIV 2097152", "max(nth) DIV 2097152").first()
-            report["audits"] = audit(tables, expected, tuple(span))
+            report["audits"] = audit(tables, rows, tuple(span))
     report["tables"] = {name: {"rows": audited["rows"]} for name, audited in report["audits"].items()}
+
+
+def kept_for_this_run(rows: DataFrame, directory: str) -> DataFrame:
+    """The rows, read back from files that go with the run's staging."""
+    rows.write.parquet(directory)
+    return rows.sparkSession.read.schema(rows.schema).parquet(directory)
 
 
 def told_by(*accounts: Account) -> dict:
