@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import oracle
 import pytest
 from conftest import ROOT, event, song, write_lake
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lake import published
 from pyspark.sql import SparkSession
@@ -220,17 +220,47 @@ def files_read(plan: Any) -> Iterator[int]:
 
 # Garbage -------------------------------------------------------------------------------------------------------------
 
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
+VALUES = (
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**70), 2**70)
+        | st.floats(
+            allow_nan=False, allow_infinity=False
+        )  # inside of a list Spark calls NaN a wrong type, not broken JSON
+        | st.text(max_size=6)
+        | st.sampled_from(["NextSong", "39", " 39 ", "", 0, -1, 7.0, 2**31, 2**63, 946684800000, 4102444800000]),
+        lambda value: st.lists(value, max_size=2) | st.dictionaries(st.text(max_size=3), value, max_size=2),
+        max_leaves=4,
+    )
     | st.floats()
-    | st.text(max_size=6)
-    | st.sampled_from(["NextSong", "39", " 39 ", "", 0, -1, 7.0, 2**31, 2**63, 946684800000, 4102444800000]),
-    lambda value: st.lists(value, max_size=2) | st.dictionaries(st.text(max_size=3), value, max_size=2),
-    max_leaves=4,
 )
-TOKENS = ["1e400", "-1e999", "007", "+1", "-", "0x1F", "1.", ".5", "NaN", "tru", "nul", "'a'", '"\\x"', '"\\u12"', ""]
+TOKENS = [
+    "1e400",
+    "-1e999",
+    "1e-400",
+    "1E2",
+    "-0",
+    "-0.0",
+    "007",
+    "+1",
+    "-",
+    "0x1F",
+    "1.",
+    ".5",
+    "NaN",
+    "Infinity",
+    "tru",
+    "'a'",
+    "12345678901234567890123",
+    "7.0",
+    "{}",
+    "[]",
+    "[7]",
+    "",
+    " 7 ",
+    '"39 "',
+]
 
 
 @st.composite
@@ -246,8 +276,8 @@ def mangled(draw: st.DrawFn) -> bytes:
     """An object with something else in the place of a few of its bytes, or of one of its values."""
     line = draw(objects())
     if draw(st.booleans()):
-        key = draw(st.sampled_from(['"ts": ', '"length": ', '"duration": ', '"userId": ', '"song_id": '])).encode()
-        return line.replace(key, key + draw(st.sampled_from(TOKENS)).encode() + draw(st.sampled_from([b", ", b""])))
+        key = draw(st.sampled_from(["ts", "length", "duration", "year", "userId", "song_id", "sessionId"])).encode()
+        return re.sub(rb'("%s": )[^,}]*' % key, rb"\g<1>" + draw(st.sampled_from(TOKENS)).encode(), line)
     at, length = draw(st.integers(0, len(line))), draw(st.integers(0, 9))
     return line[:at] + draw(st.binary(max_size=4)) + line[at + length :]
 
@@ -271,11 +301,18 @@ LINES = (
     | st.sampled_from(["\ufeff{}", "\u2028", "\x00", "\x1c", "{}", "[]", "null", "[{}]", "{}{}", " "]).map(str.encode)
 ).filter(judged)
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n"])
-FILES = st.lists(st.tuples(LINES, ENDS), max_size=40).map(lambda lines: b"".join(map(b"".join, lines)))
+FILES = st.lists(st.tuples(LINES, ENDS), min_size=20, max_size=60).map(lambda lines: b"".join(map(b"".join, lines)))
 
 
-@settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(logs=st.lists(FILES, min_size=1, max_size=3), songs=FILES)
+@settings(
+    max_examples=12,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],  # to make a failing example smaller takes minutes; what is wrong with it is told below
+)
+@given(logs=st.lists(FILES, min_size=1, max_size=2), songs=FILES)
 def test_garbage_is_accounted_for_line_by_line_as_the_oracle_does(
     spark: SparkSession, tmp_path_factory: pytest.TempPathFactory, logs: list[bytes], songs: bytes
 ) -> None:
@@ -286,9 +323,10 @@ def test_garbage_is_accounted_for_line_by_line_as_the_oracle_does(
         (lake / "log_data" / ("A" if n % 2 else "") / f"{n} é.json").write_bytes(content)
     (lake / "song_data" / "songs.json").write_bytes(songs)
     told = {kind: account(spark, lake, kind) for kind in KINDS}
-    assert fates([file for one in told.values() for file in one.files.values()]) == expected_fates(lake)
     quarantined = [tuple(row) for one in told.values() if one.problems for row in one.quarantined().collect()]
-    assert one_mark_each(quarantined) == one_mark_each(bad_lines(lake))
+    found, expected = one_mark_each(quarantined), one_mark_each(bad_lines(lake))
+    assert set(found) ^ set(expected) == set() and found == expected
+    assert fates([file for one in told.values() for file in one.files.values()]) == expected_fates(lake)
 
 
 def one_mark_each(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
