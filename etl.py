@@ -82,10 +82,16 @@ JSON_RULES = {
     "broken JSON": "closed IS NULL OR size(line) != 1 OR fields IS NULL",
     "wrong type": "corrupt IS NOT NULL",
 }
+WRONG_CASE = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})" *:')"""  # Spark's parser tells Level from level
 INFINITE = "CAST('Infinity' AS DOUBLE)"  # what becomes of 1e400
 SONG_RULES = {
     "infinite number": f"{INFINITE} IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
     "no song id": r"song_id IS NULL OR NOT song_id RLIKE '\\S'",
+    "key in the wrong case": " OR ".join(
+        WRONG_CASE.format(field)
+        for field in ("title", "duration", "year", "artist_id", "artist_name", "artist_location", "artist_latitude")
+        + ("artist_longitude",)
+    ),
 }
 LOG_RULES = {
     "infinite number": f"abs(length) = {INFINITE}",
@@ -98,6 +104,13 @@ LOG_RULES = {
     "play without a user": "page = 'NextSong' AND trim(userId) = ''",
     "play without a session": "page = 'NextSong' AND sessionId IS NULL",
     "play without an item": "page = 'NextSong' AND itemInSession IS NULL",
+    "key in the wrong case": " OR ".join(
+        [WRONG_CASE.format(field) for field in ("level", "firstName", "lastName", "gender", "itemInSession")]
+        + [
+            f"page = 'NextSong' AND {WRONG_CASE.format(field)}"
+            for field in ("artist", "song", "length", "location", "userAgent")
+        ]
+    ),
 }
 
 
@@ -973,7 +986,7 @@ class Lease:
         self.ended.set()
         try:
             self.advance(0)
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             log.warning("%s; the next run on another machine has to wait %s s", error, self.seconds)
 
     def newest(self) -> tuple[int, dict]:
@@ -1007,7 +1020,7 @@ class Lease:
             try:
                 self.source.files(LOCK)
                 self.renew()
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 log.warning("%s; trying again", error)
             except JobError as error:
                 give_up(str(error))

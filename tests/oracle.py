@@ -74,6 +74,9 @@ create macro is_integer(line, key) as kind(line, key) = 'NULL'
 create macro is_small_integer(line, key) as kind(line, key) = 'NULL'
     or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as int) is not null);
 create macro is_infinite(line, key) as coalesce(isinf(try_cast(line ->> key as double)), false);
+-- Whether the value is missing, and stands under a key that differs in upper and lower case alone.
+create macro is_misspelt(line, key) as line ->> key is null
+    and len(list_filter(json_keys(line), lambda other: lower(other) = lower(key) and other <> key)) > 0;
 -- An id that is "" or only spaces becomes null, and a value that is only white space.
 create macro without_blank(id) as case when trim(id, ' ') <> '' then id end;
 create macro known(value) as case when regexp_matches(value, '[^ \\t\\n\\x0b\\f\\r]') then value end;
@@ -88,6 +91,9 @@ select *, case
     when is_infinite(json, 'duration') or is_infinite(json, 'artist_latitude')
         or is_infinite(json, 'artist_longitude') then 'infinite number'
     when without_blank(json ->> 'song_id') is null then 'no song id'
+    when is_misspelt(json, 'title') or is_misspelt(json, 'duration') or is_misspelt(json, 'year')
+        or is_misspelt(json, 'artist_id') or is_misspelt(json, 'artist_name') or is_misspelt(json, 'artist_location')
+        or is_misspelt(json, 'artist_latitude') or is_misspelt(json, 'artist_longitude') then 'key in the wrong case'
     end as reason
 from (select line, is_object, if(is_object, line, '{}')::json as json from song_text);
 
@@ -124,6 +130,10 @@ select *, case
     when page = 'NextSong' and user_text = '' then 'play without a user'
     when page = 'NextSong' and json ->> 'sessionId' is null then 'play without a session'
     when page = 'NextSong' and json ->> 'itemInSession' is null then 'play without an item'
+    when is_misspelt(json, 'level') or is_misspelt(json, 'firstName') or is_misspelt(json, 'lastName')
+        or is_misspelt(json, 'gender') or is_misspelt(json, 'itemInSession') then 'key in the wrong case'
+    when page = 'NextSong' and (is_misspelt(json, 'artist') or is_misspelt(json, 'song') or is_misspelt(json, 'length')
+        or is_misspelt(json, 'location') or is_misspelt(json, 'userAgent')) then 'key in the wrong case'
     end as reason
 from (
     select line, is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,

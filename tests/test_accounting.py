@@ -6,10 +6,11 @@ import json
 import re
 import subprocess
 import sys
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import oracle
 import pytest
@@ -17,7 +18,7 @@ from conftest import ROOT, event, song, write_lake
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lake import published
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 import etl
 
@@ -191,31 +192,26 @@ def test_a_key_in_the_wrong_case_is_quarantined(accounts: Accounts, tmp_path: Pa
 # What it costs -------------------------------------------------------------------------------------------------------
 
 
-def test_a_clean_lake_is_not_parsed_again_for_the_quarantine(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lines", [[event()], [event(), event(), "{", "7", event(page="Home")]], ids=["clean", "dirty"])
+def test_a_log_is_read_once_whatever_is_in_it(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[dict | str]
 ) -> None:
-    monkeypatch.setattr(etl.Account, "quarantined", lambda self: pytest.fail("parsed again"))
-    told = run(write_lake(tmp_path / "lake", [song()], [event(), event()]), tmp_path / "run" / "output")
-    assert told.report["lines"]["log_data"]["duplicates"] == 1
-    assert not (told.output / "_quarantine").exists()
+    read_lines, seen = etl.read_lines, tmp_path / "seen"
+    seen.mkdir()
 
+    def watched(spark: SparkSession, directory: str) -> DataFrame:
+        def reading(rows: Iterator[Row]) -> Iterator[Row]:
+            (seen / f"{directory[-8:]}-{uuid.uuid4()}").touch()
+            return rows
 
-def test_for_the_quarantine_spark_opens_the_files_with_a_bad_line_and_no_other(
-    accounts: Accounts, tmp_path: Path
-) -> None:
-    good = {f"{n}.json": [event(itemInSession=n)] for n in range(9)}
-    lake = in_files(tmp_path, {**good, "b a d.json": [event(page="Home"), "{", "7"]})
-    bad = accounts(lake)["log_data"].quarantined()
-    assert len(bad.collect()) == 3
-    assert list(files_read(bad._jdf.queryExecution().executedPlan())) == [2]  # with the one that in_files writes
+        rows = read_lines(spark, directory)
+        return spark.createDataFrame(rows.rdd.mapPartitions(reading), rows.schema)
 
-
-def files_read(plan: Any) -> Iterator[int]:
-    """The scans' metric of how many files they were to read."""
-    if plan.metrics().contains("numFiles"):
-        yield plan.metrics().apply("numFiles").value()
-    for n in range(plan.children().size()):
-        yield from files_read(plan.children().apply(n))
+    monkeypatch.setattr(etl, "read_lines", watched)
+    told = run(write_lake(tmp_path / "lake", [song()], lines), tmp_path / "run" / "output")
+    assert told.report["lines"]["log_data"]["lines"] == len(lines)
+    assert len(list(seen.glob("log_data*"))) == 1
+    assert (told.output / "_quarantine").exists() == ("{" in lines)
 
 
 # Garbage -------------------------------------------------------------------------------------------------------------

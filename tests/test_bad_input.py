@@ -224,8 +224,8 @@ def test_at_least_40_bad_inputs_are_tried() -> None:
 
 
 def gone_once_listed(lake: Path, patch: pytest.MonkeyPatch) -> None:
-    versions, path = etl.user_versions, write(lake / "log_data" / "bad.json", b"{}")
-    patch.setattr(etl, "user_versions", lambda events: (versions(events), path.unlink())[0])
+    clean, path = etl.clean_events, write(lake / "log_data" / "bad.json", b"{}")
+    patch.setattr(etl, "clean_events", lambda lines: (clean(lines), path.unlink())[0])
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -308,7 +308,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(tmp_path / "out")]).returncode:
         pytest.skip("only root can make a small disk")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path / "out")], check=True)
+    subprocess.run(["umount", "-l", str(tmp_path / "out")], check=True)
 
 
 def test_a_full_disk_is_told_in_one_line(

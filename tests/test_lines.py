@@ -49,12 +49,19 @@ BAD_LOG_LINES = [
     ("play without a user", json.dumps(event(userId=""))),
     ("play without a session", json.dumps(event(sessionId=None))),
     ("play without an item", json.dumps(event(itemInSession=None))),
+    *(
+        ("key in the wrong case", json.dumps(event()).replace(f'"{key}"', f'"{key.swapcase()}"'))
+        for key in ("level", "firstName", "lastName", "gender", "artist", "song", "length", "location", "userAgent")
+    ),
+    ("key in the wrong case", json.dumps(event(page="Home")).replace('"itemInSession"', '"ItemInSession"')),
 ]
 GOOD_LOG_LINES = [
     json.dumps(event()),
     json.dumps(event(userId="", page="Home")),
     json.dumps(event(sessionId=None, itemInSession=None, page="Home")),
     json.dumps(event(length=200)),
+    json.dumps(event(page="Home", song=None, Song="of no account")),
+    json.dumps(event(Level="and level, too")),
     json.dumps(event(song="}{", artist='"]}')),
     json.dumps(event(status="what is not read cannot be wrong")),
     " \t" + json.dumps(event()) + " ",
@@ -69,6 +76,11 @@ BAD_SONG_LINES = [
     ("infinite number", json.dumps(song()).replace("-90.0", "-1e400")),
     ("no song id", json.dumps(song(song_id=" "))),
     ("no song id", json.dumps(song(song_id=None))),
+    *(
+        ("key in the wrong case", json.dumps(song()).replace(f'"{key}"', f'"{key.title()}"'))
+        for key in song()
+        if key not in ("num_songs", "song_id")
+    ),
 ]
 
 

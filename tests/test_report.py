@@ -22,7 +22,7 @@ CANARIES = {
     "AWS_SECRET_ACCESS_KEY": "canary/Secret+Key0123456789",
     "AWS_SESSION_TOKEN": "canaryToken==",
 }
-STAGES = {"accounting", "songplays", "users", "songs", "artists", "time", "audit", "publish"}
+STAGES = {"reading", "accounting", "songplays", "users", "songs", "artists", "time", "audit", "publish"}
 PLAYS = [play_of(song()), event(itemInSession=1), event(itemInSession=1), event(page="Home"), "{"]
 
 
@@ -59,7 +59,8 @@ def config(root: Path, ratio: str) -> Path:
 
 def test_a_report_has_these_parts_and_no_other(runs: Runs) -> None:
     parts = {"run", "outcome", "started", "settings", "versions", "lines", "problems", "files", "seconds", "tables"}
-    assert [set(report) for report in runs.reports] == [parts | {"audits"}, parts, parts | {"audits"}]
+    parts |= {"audits"}
+    assert [set(report) for report in runs.reports] == [parts] * 3
 
 
 def test_a_report_is_named_by_its_run_which_tells_when_it_began(runs: Runs) -> None:
@@ -115,7 +116,7 @@ def test_a_report_tells_what_was_audited(runs: Runs) -> None:
 
 
 def test_a_report_tells_the_seconds_of_every_stage(runs: Runs) -> None:
-    assert [set(report["seconds"]) for report in runs.reports] == [STAGES, {"accounting", "publish"}, STAGES]
+    assert [set(report["seconds"]) for report in runs.reports] == [STAGES, {"reading", "accounting", "publish"}, STAGES]
     assert all(0 <= seconds < 600 for report in runs.reports for seconds in report["seconds"].values())
 
 
@@ -134,10 +135,9 @@ def test_duckdb_reads_the_reports_as_a_table(runs: Runs) -> None:
             f" seconds.accounting > 0 FROM read_json('{runs.root}/out/_runs/*.json') ORDER BY run"
         ).fetchall()
     runs_of = [report["run"] for report in runs.reports]
-    # Copies are told once the tables are written, which the second run did not come to.
     assert rows == [
         (runs_of[0], True, 2, 2, 2, True),
-        (runs_of[1], False, 3, None, 2, True),
+        (runs_of[1], False, 2, None, 2, True),
         (runs_of[2], True, 2, 2, 2, True),
     ]
 
