@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """Sparkify's data lake job: song and log JSON in, a star schema of five Parquet tables out.
 
-    table      grain                                         partitions
-    songplays  one row per play (a log line with page = NextSong)  year, month
-    users      one row per user                              -
-    songs      one row per song                              year
-    artists    one row per artist                            -
-    time       one row per distinct start time of a play     year, month
+    table      grain                                             partitions
+    songplays  one row per play: a log line, page = NextSong     year, month
+    users      one row per user                                  -
+    songs      one row per song                                  year
+    artists    one row per artist                                -
+    time       one row per distinct start time of a play         year, month
 
     spark-submit --master yarn etl.py        on a cluster; master, memory and packages are the submitter's
     python etl.py                            on a laptop; a local session, no AWS needed
 
 Input is newline-delimited JSON, at any depth under INPUT/song_data and INPUT/log_data, as *.json or *.json.gz.
-Output is OUTPUT/<table>/, in Hive layout. INPUT, OUTPUT and the AWS keys stand in dl.cfg. All times are UTC.
+Output is OUTPUT/<table>/, in Hive layout; lines that cannot be used go to OUTPUT/_quarantine/, and what a run has done
+is told in OUTPUT/_runs/. INPUT, OUTPUT and the AWS keys stand in dl.cfg. All times are UTC.
 
 Exit codes: 0 done, 1 failed (nothing that readers see has changed), 2 wrong usage or configuration, 130 interrupted.
 """
@@ -557,7 +558,8 @@ PATIENCE = {  # a store that answers one request in ten with an error passes; on
     "read_timeout": 30,
     "max_pool_connections": PARALLEL_REQUESTS,
 }
-SHUFFLE_BYTES = 64 * 2**20  # a task's share of a shuffle; adaptive execution merges those that turn out small
+# A task's share of bytes, and of tiny files: each is a request to S3. Adaptive execution merges what turns out small.
+TASK_BYTES, TASK_FILES = 64 * 2**20, 500
 JAVA_VERSIONS = (17, 21)
 JAVA_REMEDY = (
     "install one (Debian: apt install openjdk-17-jre-headless; Fedora: dnf install java-21-openjdk-headless;"
@@ -748,9 +750,10 @@ def read_lines(spark: SparkSession, directory: str) -> DataFrame:
     return lines.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
 
-def size_shuffles(spark: SparkSession, size: int) -> None:
-    """Shuffles in as many parts as the input's size asks; a literal is too many for a sample, too few for a year."""
-    spark.conf.set("spark.sql.shuffle.partitions", max(spark.sparkContext.defaultParallelism, size // SHUFFLE_BYTES))
+def tasks_for(spark: SparkSession, sizes: Iterable[int]) -> int:
+    """In how many tasks to work on files of these sizes. A literal is too many for a sample, too few for a year."""
+    sizes = list(sizes)
+    return max(spark.sparkContext.defaultParallelism, sum(sizes) // TASK_BYTES, len(sizes) // TASK_FILES)
 
 
 def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) -> DataFrame:
@@ -1319,7 +1322,8 @@ def new_report(settings: Settings) -> dict:
 def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, int]], report: dict) -> None:
     """Stages the five tables and the lines that cannot be used, and audits them. The report tells what was found."""
     report["versions"] = {"spark": spark.version, "python": platform.python_version()}
-    size_shuffles(spark, sum(sum(sizes.values()) for sizes in inputs.values()))
+    song_sizes, log_sizes = (inputs[kind].values() for kind in ("song_data", "log_data"))
+    spark.conf.set("spark.sql.shuffle.partitions", tasks_for(spark, log_sizes))
     source, lake = address(spark, settings.input), address(spark, settings.output)
     staging = f"{lake}/{STAGING}/{report['run']}"
     schema = dict(TABLES, songs=TABLES["songs"]._replace(partitions=LAYOUTS[settings.songs_partition_by]))
@@ -1329,7 +1333,7 @@ def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, i
             return stage(spark, schema[name], rows, f"{staging}/{name}")
 
     songs = song_lines(checked(read_lines(spark, f"{source}/song_data"), SONG_FIELDS, SONG_RULES))
-    songs = songs.coalesce(int(spark.conf.get("spark.sql.shuffle.partitions")))  # of very many tiny files
+    songs = songs.coalesce(tasks_for(spark, song_sizes))  # Spark's own choice is a task for 32 tiny files
     with timed(report, "reading"):
         events = clean_events(checked(read_lines(spark, f"{source}/log_data"), LOG_FIELDS, LOG_RULES))
         # Parsing is most of the work: to write columns and read them is cheaper than to parse twice, or to cache.
@@ -1348,11 +1352,15 @@ def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, i
         plays = clean_plays(events) if copies else events.where("is_play")  # which spares a shuffle of wide rows
         tables = star_schema(known_songs, plays, versions, kept)
         with timed(report, "audit"):
-            users = versions.select(F.countDistinct("user_id")).first()[0]
-            rows = {"songplays": log_account.total("accepted"), "users": users, "songs": song_account.total("accepted")}
-            span = versions.where("is_play").selectExpr("min(first) DIV 2097152", "max(nth) DIV 2097152").first()
-            report["audits"] = audit(tables, rows, tuple(span))
+            report["audits"] = audit(tables, *promised(song_account, log_account, versions))
     report["tables"] = {name: {"rows": audited["rows"]} for name, audited in report["audits"].items()}
+
+
+def promised(songs: Account, logs: Account, versions: DataFrame) -> tuple[dict[str, int], tuple[int, int]]:
+    """What the input tells of the tables: how many rows three of them have, and the first and last ts of a play."""
+    users = versions.select(F.countDistinct("user_id")).first()[0]
+    span = versions.where("is_play").selectExpr("min(first) DIV 2097152", "max(nth) DIV 2097152").first()
+    return {"songplays": logs.total("accepted"), "users": users, "songs": songs.total("accepted")}, tuple(span)
 
 
 def kept_for_this_run(rows: DataFrame, directory: str) -> DataFrame:
