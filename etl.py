@@ -195,7 +195,9 @@ class StoreError(JobError):
 
     def __init__(self, place: str, error: Exception) -> None:
         super().__init__(explained(place, str(error), str(error)))
-        self.code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code", "")
+        answer = getattr(error, "response", None) or {}
+        self.code = answer.get("Error", {}).get("Code", "")
+        self.status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ FORMS = {
     "expected_bucket_owner": (r"(\d{12})?", "give the 12 digits of an AWS account, or leave it out"),
 }
 PLACEHOLDER = re.compile(
-    r"<.*>|.*\b(your|my)[-_ ]?(bucket|access|secret|aws|key|token).*|change[-_ ]?me|x{3,}|\.{3}", re.I
+    r"<.*>|.*\byour[-_ ]?(bucket|access|secret|aws|key|token).*|change[-_ ]?me|x{3,}|\.{3}", re.I
 )
 
 
@@ -304,6 +306,8 @@ def wrong_settings(settings: Settings) -> Iterator[tuple[str, str]]:
             yield key, "blank; give a directory or an s3:// address"
         if on_s3(place) and not s3_place(place)[0]:
             yield key, "names no bucket; write s3://BUCKET/PREFIX"
+        if on_s3(place) and re.search(r"//|/\.{1,2}(/|$)", f"/{s3_place(place)[1]}"):
+            yield key, "a part of it is empty, . or ..; write the plain prefix"
         if "://" in place and not on_s3(place):
             yield key, "give a directory or an s3:// address"
         if re.search(r"[*?{}\[\]\\#\x00-\x1f]", place):
@@ -351,6 +355,7 @@ def s3_place(address: str) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------------------------
 
 
+ITEMS = 2**21  # places in a session; they leave a time in ms 42 bits: to 2109
 PLAY_KEY, SONG_KEY = ["ts", "user_id", "session_id", "item"], ["song_id"]
 
 
@@ -416,8 +421,8 @@ def clean_events(lines: DataFrame) -> DataFrame:
         "session_id": "sessionId",
         "item": "itemInSession",
         # Which of a user's events is the latest: by time, then by place in the session. One number, since Spark
-        # aggregates numbers by hash and structs by sorting all rows. 2^21 items a session leave ts 42 bits: to 2109.
-        "nth": "ts * 2097152 + least(greatest(coalesce(itemInSession, 0), 0), 2097151)",
+        # aggregates numbers by hash and structs by sorting all rows.
+        "nth": f"ts * {ITEMS} + least(greatest(coalesce(itemInSession, 0), 0), {ITEMS - 1})",
         "first_name": "firstName",
         "last_name": "lastName",
         "gender": "gender",
@@ -548,6 +553,8 @@ def known(column: str) -> Column:
 SESSION = {
     "spark.sql.session.timeZone": "UTC",  # the machine's zone must not move an hour
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # the default, INT96, is out of date
+    "spark.sql.files.ignoreCorruptFiles": "false",  # whatever the submitter says: nothing is lost in silence
+    "spark.sql.files.ignoreMissingFiles": "false",
     # Files of a good size before tasks for every core: what is written once is read for years.
     "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
 }
@@ -618,7 +625,8 @@ def java_version(java: str) -> int | None:
         told = subprocess.run([java, "-version"], stderr=subprocess.PIPE, text=True, check=True).stderr
     except (OSError, subprocess.CalledProcessError):
         return None
-    return int(re.search(r'version "(?:1\.)?(\d+)', told).group(1))
+    version = re.search(r'version "(?:1\.)?(\d+)', told)
+    return int(version.group(1)) if version else None
 
 
 # S3A and its committer for a local session, by the Hadoop that Spark brings: the least that serves, 9 MB in place of
@@ -727,11 +735,15 @@ def aws_session(settings: Settings):
 def s3_client(settings: Settings, **config: object):
     """boto3's S3 client for the lake; keywords go to botocore's Config."""
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     style = {"s3": {"addressing_style": "path"}} if settings.endpoint else {}
-    return aws_session(settings).client(
-        "s3", endpoint_url=settings.endpoint or None, config=Config(**{**style, **PATIENCE, **config})
-    )
+    try:
+        return aws_session(settings).client(
+            "s3", endpoint_url=settings.endpoint or None, config=Config(**{**style, **PATIENCE, **config})
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise UsageError(f"S3: {error}; mend the profile, the keys or [LAKE] ENDPOINT") from None
 
 
 def address(spark: SparkSession, place: str) -> str:
@@ -805,26 +817,24 @@ class Disk:
     def read(self, name: str) -> str | None:
         """The text of a file; None if it is not there."""
         try:
-            with open(self.at(name), encoding="utf-8") as file:
+            with open(self.at(name), encoding="utf-8", errors="replace") as file:
                 return file.read()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, text: str) -> None:
         """All of the text, or nothing: a reader never finds half of it."""
-        os.replace(self.draft(name, text), self.at(name))
+        draft = self.draft(name, text)
+        os.sync()  # nor, after a power cut, a journal of files that have never reached the disk
+        os.replace(draft, self.at(name))
 
-    def create(self, name: str, text: str) -> bool:
+    def create(self, name: str, text: str) -> None:
         """As write, if there is no such file yet: of any number who try at once, one succeeds."""
         draft = self.draft(name, text)
-        try:
+        with suppress(FileExistsError, FileNotFoundError):  # the second: the winner has cleared the draft away
             os.link(draft, self.at(name))
-        except (FileExistsError, FileNotFoundError):  # the second: the winner has cleared the draft away
-            return False
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(draft)
-        return True
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
 
     def draft(self, name: str, text: str) -> str:
         path = f"{self.at(name)}.{uuid.uuid4().hex}"
@@ -871,7 +881,8 @@ class Bucket:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            return getattr(self.client, operation)(Bucket=self.bucket, **arguments)
+            answer = getattr(self.client, operation)(Bucket=self.bucket, **arguments)
+            return {**answer, "Body": answer["Body"].read()} if "Body" in answer else answer
         except (BotoCoreError, ClientError) as error:
             raise StoreError(self.root, error) from None
 
@@ -890,26 +901,21 @@ class Bucket:
 
     def read(self, name: str) -> str | None:
         try:
-            return self.ask("get_object", Key=self.prefix + name)["Body"].read().decode("utf-8")
+            return self.ask("get_object", Key=self.prefix + name)["Body"].decode("utf-8", errors="replace")
         except StoreError as error:
             if error.code == "NoSuchKey":
                 return None
             raise
 
-    def put(self, name: str, text: str, **condition: str) -> None:
+    def write(self, name: str, text: str, **condition: str) -> None:
         self.ask("put_object", Key=self.prefix + name, Body=text.encode("utf-8"), **self.encryption, **condition)
 
-    def write(self, name: str, text: str) -> None:
-        self.put(name, text)
-
-    def create(self, name: str, text: str) -> bool:
+    def create(self, name: str, text: str) -> None:
         try:
-            self.put(name, text, IfNoneMatch="*")
+            self.write(name, text, IfNoneMatch="*")
         except StoreError as error:
             if error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise
-            return self.read(name) == text  # ours after all, when the first answer was lost and boto3 asked again
-        return True
 
     def move(self, source: str, target: str) -> None:
         """A copy, which appears whole or not at all; the source goes when its directory is cleared."""
@@ -926,9 +932,14 @@ class Bucket:
     def clear(self, directory: str) -> None:
         """As Disk's, with the uploads that a killed run has left open."""
         self.delete(key[len(self.prefix) :] for key, _ in list(self.keys(f"{directory}/")))
-        uploads = self.ask("list_multipart_uploads", Prefix=f"{self.prefix}{directory}/").get("Uploads", ())
-        for upload in uploads:
-            self.ask("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+        try:
+            while uploads := self.ask("list_multipart_uploads", Prefix=f"{self.prefix}{directory}/").get("Uploads"):
+                for upload in uploads:
+                    self.ask("abort_multipart_upload", Key=upload["Key"], UploadId=upload["UploadId"])
+        except StoreError as error:
+            if error.code != "AccessDenied":
+                raise
+            log.warning("%s; uploads that a killed run has left open stay, and cost", error)
 
 
 def storage(place: str, settings: Settings) -> Disk | Bucket:
@@ -975,6 +986,7 @@ class Lease:
         """source: what the run reads. When it gives no answer any more the lease ends too, and the run with it."""
         self.lake, self.source, self.seconds, self.number = lake, source or lake, seconds, 0
         self.holder = {"run": run, "host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+        self.holder.update(machine=this_machine(), id=uuid.uuid4().hex)
         self.one_at_a_time, self.ended = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Lease:
@@ -995,22 +1007,28 @@ class Lease:
     def newest(self) -> tuple[int, dict]:
         """The newest state and its number."""
         while True:
-            numbers = re.findall(rf"^{LOCK}/(\d+)\.json$", "\n".join(self.lake.files(LOCK)), re.M)
-            if not numbers:
-                return 0, {"expires": 0}
-            text = self.lake.read(f"{LOCK}/{max(numbers)}.json")
-            if text:  # else there is a newer one by now
-                return int(max(numbers)), parsed(self.lake, f"{LOCK}/{max(numbers)}.json", text)
+            with suppress(FileNotFoundError):  # a file that went while the directory was read
+                numbers = [name[len(LOCK) + 1 : -5] for name in self.lake.files(LOCK) if name.endswith(".json")]
+                if not numbers:
+                    return 0, {"expires": 0}
+                name = f"{LOCK}/{max(numbers)}.json"
+                text = self.lake.read(name)
+                if text is not None:  # else there is a newer one by now
+                    return int(max(numbers)), parsed(self.lake, name, text, "run", "expires", "machine")
 
     def advance(self, seconds: float) -> bool:
         """Whether our next state has become the newest, which it does if the last that we know still was."""
         with self.one_at_a_time:
-            mine, begun = f"{LOCK}/{self.number + 1:012}.json", time.monotonic()
-            state = {**self.holder, "expires": time.time() + seconds}
-            if not self.lake.create(mine, json.dumps(state)) or self.newest()[0] > self.number + 1:
+            number, begun = self.number + 1, time.monotonic()
+            expires = time.time() + seconds if seconds else 0
+            self.lake.create(f"{LOCK}/{number:012}.json", json.dumps({**self.holder, "expires": expires}))
+            newest, state = self.newest()
+            if newest != number or state.get("id") != self.holder["id"]:
                 return False
-            self.number, self.deadline = self.number + 1, begun + seconds
-            self.lake.delete([name for name in self.lake.files(LOCK) if name < mine])
+            # Of a state that an attempt cut short has left, not all of its time remains.
+            self.number, self.deadline = number, begun + state["expires"] - (expires - seconds)
+            with suppress(JobError, OSError):  # they are only in the way
+                self.lake.delete([name for name in self.lake.files(LOCK) if name < f"{LOCK}/{number:012}"])
             return True
 
     def renew(self) -> None:
@@ -1021,12 +1039,20 @@ class Lease:
         """Renews the lease while the run lives."""
         while not self.ended.wait(self.seconds / 3):
             try:
-                self.source.files(LOCK)
+                self.look_at_source()
                 self.renew()
             except (StoreError, OSError) as error:
                 log.warning("%s; trying again", error)
             except JobError as error:
                 give_up(str(error))
+
+    def look_at_source(self) -> None:
+        """StoreError if the input's store gives no answer. That we may not look there is one."""
+        try:
+            self.source.files(LOCK)
+        except StoreError as error:
+            if not 400 <= error.status < 500:
+                raise
 
     def watch(self) -> None:
         """Ends a run whose lease is over, whatever it is waiting for: another may have begun."""
@@ -1044,8 +1070,10 @@ def give_up(why: str) -> None:
 
 def running(state: dict) -> bool:
     """Whether the holder of a lease may be alive. One that has died on this machine is known to be dead."""
-    if state["expires"] < time.time() or state["host"] != socket.gethostname():
-        return state["expires"] >= time.time()
+    if state["expires"] < time.time():
+        return False
+    if state["machine"] != this_machine():
+        return True
     try:
         os.kill(state["pid"], 0)
     except ProcessLookupError:
@@ -1053,6 +1081,16 @@ def running(state: dict) -> bool:
     except PermissionError:  # somebody else's, and alive
         pass
     return True
+
+
+def this_machine() -> str:
+    """Where a process id means one process: the machine since it was started, and the container."""
+    marks = [socket.gethostname()]
+    with suppress(OSError):
+        marks.append(os.readlink("/proc/self/ns/pid"))
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            marks.append(file.read().strip())
+    return " ".join(marks)
 
 
 def holder_of(state: dict) -> str:
@@ -1076,7 +1114,7 @@ STAGING, JOURNAL, QUARANTINE, RUNS = "_staging", "_journal.json", "_quarantine",
 PUBLISHED = "published"  # the outcome of a run that did; of another it is "failed: ...", and why
 
 
-def publish(lake: Disk | Bucket, report: dict, names: Iterable[str]) -> None:
+def publish(lake: Disk | Bucket, lease: Lease, report: dict, names: Iterable[str]) -> None:
     """Makes what is staged under the names the files there, and the only ones.
 
     The journal says what is to be moved in and what is to be retired: until it is written readers see the old files,
@@ -1086,19 +1124,22 @@ def publish(lake: Disk | Bucket, report: dict, names: Iterable[str]) -> None:
     moves, retired = {}, []
     for name in names:
         staged = {file: size for file, size in lake.files(f"{staging}/{name}").items() if not hidden(file)}
+        if not staged and report["tables"].get(name, {}).get("rows"):
+            raise JobError(f"{lake.root}/{staging}/{name} does not hold what was written there; nothing was published")
         moves.update({file: file[len(staging) + 1 :] for file in staged})
         retired += lake.files(name)
         if name in report["tables"]:
             report["tables"][name].update(files=len(staged), bytes=sum(staged.values()))
+    lease.renew()
     lake.write(f"{staging}/{JOURNAL}", json.dumps({"move": moves, "retire": retired, "report": report}))
     finish(lake, staging)
 
 
-def parsed(lake: Disk | Bucket, name: str, text: str) -> dict:
-    """What a run has written of itself. JobError if it is not that."""
+def parsed(lake: Disk | Bucket, name: str, text: str, *keys: str) -> dict:
+    """What a run has written of itself, with these keys at least. JobError if it is not that."""
     with suppress(ValueError):
         told = json.loads(text)
-        if isinstance(told, dict):
+        if isinstance(told, dict) and told.keys() >= {*keys}:
             return told
     raise JobError(f"{lake.root}/{name}: not what a run has written; restore it, or remove it and run the job again")
 
@@ -1110,10 +1151,10 @@ def hidden(file: str) -> bool:
 def finish(lake: Disk | Bucket, staging: str) -> None:
     """Does what the journal says, if there is one, and clears the staging. Doing it twice does no harm."""
     text = lake.read(f"{staging}/{JOURNAL}")
-    if text:
-        journal, since = parsed(lake, f"{staging}/{JOURNAL}", text), time.monotonic()
-        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:  # where the store copies, most of a move is waiting
-            list(pool.map(lake.move, journal["move"].keys(), journal["move"].values()))
+    if text is not None:
+        journal = parsed(lake, f"{staging}/{JOURNAL}", text, "move", "retire", "report")
+        since = time.monotonic()
+        move_all(lake, journal["move"], f"{staging}/{JOURNAL}")
         lake.delete(journal["retire"])
         report = journal["report"]
         report["seconds"]["publish"] = round(time.monotonic() - since, 3)
@@ -1122,9 +1163,20 @@ def finish(lake: Disk | Bucket, staging: str) -> None:
     lake.clear(staging)
 
 
+def move_all(lake: Disk | Bucket, moves: dict[str, str], journal: str) -> None:
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:  # where the store copies, most of a move is waiting
+        try:
+            list(pool.map(lake.move, moves.keys(), moves.values()))
+        except (FileNotFoundError, StoreError) as error:
+            if getattr(error, "code", "NoSuchKey") != "NoSuchKey":
+                raise
+            told = f"{lake.root}/{journal} names files that are gone; remove it and run the job again"
+            raise JobError(told) from None
+
+
 def recover(lake: Disk | Bucket) -> None:
     """Finishes what a killed run had begun to publish, and clears away what it had not."""
-    for name in sorted({file.split("/")[1] for file in lake.files(STAGING)}):
+    for name in sorted({file.split("/")[1] for file in lake.files(STAGING) if file.count("/") > 1}):
         log.info("the run %s did not come to its end; cleaning up after it", name)
         finish(lake, f"{STAGING}/{name}")
     lake.clear(STAGING)
@@ -1132,9 +1184,9 @@ def recover(lake: Disk | Bucket) -> None:
 
 def last_published(lake: Disk | Bucket) -> dict:
     """The report of the last run that published tables; one without tables if there is none."""
-    for name in sorted(lake.files(RUNS), reverse=True):
-        report = parsed(lake, name, lake.read(name))
-        if report.get("outcome") == PUBLISHED:
+    for name in sorted((name for name in lake.files(RUNS) if name.endswith(".json")), reverse=True):
+        report = parsed(lake, name, lake.read(name), "outcome", "tables")
+        if report["outcome"] == PUBLISHED:
             return report
     return {"tables": {}}
 
@@ -1203,7 +1255,8 @@ class Account:
             log.warning("%s: %s lines quarantined: %s; they are in %s", self.kind, f"{count:,}", problem, where)
         empty = [name for name, file in self.files.items() if not any(file[fate] for fate in FATES)]
         if empty:
-            log.warning("%s: %s files hold no line; the first is %s", self.kind, f"{len(empty):,}", min(empty))
+            told = "%s: %s files hold no line, or are gone; the first is %s"
+            log.warning(told, self.kind, f"{len(empty):,}", min(empty))
         for key, value in (("max_bad_lines", bad), ("max_bad_ratio", bad / max(lines, 1))):
             if value > float(getattr(settings, key) or "inf"):
                 raise JobError(
@@ -1294,13 +1347,12 @@ def run(settings: Settings) -> None:
         try:
             build(spark_session(settings), settings, inputs, report)
             check_shrink(lake, report["tables"], settings)
-        except (JobError, PySparkException, Py4JError) as error:
+        except (JobError, OSError, PySparkException, Py4JError) as error:
             report["outcome"] = f"failed: {one_line(error)}"
-            with suppress(StoreError, OSError):  # what failed first is what is told
-                publish(lake, report, [bad_lines])
+            with suppress(JobError, OSError):  # what failed first is what is told
+                publish(lake, lease, report, [bad_lines])
             raise
-        lease.renew()
-        publish(lake, report, [*TABLES, bad_lines])
+        publish(lake, lease, report, [*TABLES, bad_lines])
     for name, table in report["tables"].items():
         told = "{rows:,} rows in {files:,} files, {bytes:,} bytes".format(**table)
         log.info("%-9s %s, %s/%s", name, told, lake.root, name)
@@ -1359,7 +1411,7 @@ def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, i
 def promised(songs: Account, logs: Account, versions: DataFrame) -> tuple[dict[str, int], tuple[int, int]]:
     """What the input tells of the tables: how many rows three of them have, and the first and last ts of a play."""
     users = versions.select(F.countDistinct("user_id")).first()[0]
-    span = versions.where("is_play").selectExpr("min(first) DIV 2097152", "max(nth) DIV 2097152").first()
+    span = versions.where("is_play").selectExpr(f"min(first) DIV {ITEMS}", f"max(nth) DIV {ITEMS}").first()
     return {"songplays": logs.total("accepted"), "users": users, "songs": songs.total("accepted")}, tuple(span)
 
 
@@ -1400,7 +1452,8 @@ def cached(rows: DataFrame) -> Iterator[None]:
     try:
         yield
     finally:
-        rows.unpersist()
+        with suppress(Py4JError, OSError):  # when Java has died, that is not the news
+            rows.unpersist()
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -1422,8 +1475,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the job; the exit code tells how it went."""
     options = vars(arguments(argv))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for library in ("py4j", "botocore"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # of a Java that has died it tells in stack traces, also here:
+    logging.root.addFilter(not_of_py4j)
     try:
         run(read_settings(options.pop("config"), **options))
     except KeyboardInterrupt:
@@ -1435,12 +1489,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def not_of_py4j(record: logging.LogRecord) -> bool:
+    return record.module not in ("java_gateway", "clientserver")
+
+
 # What the storage says, and what to do about it.
 REMEDIES = {
     "NoSuchBucket|UnknownStoreException": "the bucket does not exist; create it, or mend the address",
     "InvalidAccessKeyId": "the access key is unknown here; mend [AWS CREDS], or the profile or environment in use",
     "SignatureDoesNotMatch": "the secret key does not fit the access key; mend [AWS CREDS]",
-    "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones",
+    "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones that last as long as a run",
     "PermanentRedirect|AuthorizationHeaderMalformed|AWSRedirectException": "the bucket is in another region; set [LAKE]"
     " REGION",
     "AccessDenied|Status Code: 403": "access denied; the keys or the role lack a permission here, see iam/",
@@ -1459,6 +1517,7 @@ REMEDIES = {
     " job again",
     "Not a directory|File exists": "a file stands where a directory is to be; move it, or mend the address",
     "Relative path in absolute URI": "Spark reads no file of a disk with a colon in its name; rename it",
+    "Answer from Java side is empty|Connection refused": "Spark's Java has died, perhaps for want of memory",
     "JAVA_GATEWAY_EXITED": "Spark did not start, the lines above say why; for S3 it fetches the connector from Maven"
     " Central: is there a network?",
 }

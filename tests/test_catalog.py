@@ -71,7 +71,7 @@ def layout(request: pytest.FixtureRequest) -> str:
 def output(spark: SparkSession, layout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the job makes of the sample."""
     output = tmp_path_factory.mktemp("lake") / "output"
-    etl.run(spark, etl.Settings(input=str(ROOT / "data"), output=str(output), songs_partition_by=layout))
+    etl.run(etl.Settings(input=str(ROOT / "data"), output=str(output), songs_partition_by=layout))
     return output
 
 

@@ -76,7 +76,7 @@ def test_a_task_that_fails_once_changes_nothing(
     source = write_lake(tmp_path / "lake", [song()], [play_of(song()), event(itemInSession=1), event(itemInSession=1)])
     arguments = ["--config", str(ROOT / "dl.cfg"), "--input", str(source), "--output", str(tmp_path / "output")]
     assert etl.main(arguments) == 0
-    assert len(list(failed.iterdir())) > 3
+    assert len(list(failed.iterdir())) == 2  # one reads the songs, one the log
     record_property("failed tasks", len(list(failed.iterdir())))
     assert all_published(tmp_path / "output") == in_order(oracle.five_tables(str(source)))
 
@@ -107,9 +107,11 @@ def test_a_store_that_goes_down_ends_the_run_in_a_bounded_time(
 def test_a_store_of_the_input_alone_that_goes_down_ends_the_run_in_a_bounded_time(
     server: Server, small: Path, tmp_path: Path
 ) -> None:
-    with fault_proxy(server.endpoint) as proxy:
+    with fault_proxy(server.endpoint, latency=0.5) as proxy:
         job = started(server, proxy, tmp_path, OUTPUT=str(tmp_path / "output"), LEASE_SECONDS="15")
-        assert any("song_data: 1 lines" in line for line in job.stdout)
+        while not proxy.counts()["GET"]:
+            assert job.poll() is None
+            time.sleep(0.1)
         proxy.down = True
         told, _ = rest_of(job, 60)
     assert job.returncode == 1 and "Traceback" not in told
@@ -121,8 +123,8 @@ def test_readers_see_a_mix_for_a_small_part_of_the_run_only(
 ) -> None:
     for path in (ROOT / "data").rglob("*.json"):
         server.client().upload_file(str(path), "lake", f"sample/{path.relative_to(ROOT / 'data')}")
-    with fault_proxy(server.endpoint, latency=0.02) as proxy:
-        for _ in range(2):  # the second has files to retire
+    with fault_proxy(server.endpoint) as proxy:
+        for proxy.latency in (0, 0.02):  # the second run has files to retire
             job = started(server, proxy, tmp_path, INPUT="s3://lake/sample", OUTPUT="s3://tables/window")
             told, seconds = rest_of(job, 400)
             assert job.returncode == 0, told

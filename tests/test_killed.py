@@ -45,7 +45,7 @@ class Place:
         """Runs the job in a process group of its own, and returns its exit code: -9 if it was killed at the point."""
         arguments = ["--config", str(self.config), "--input", str(self.root / source), "--output", self.address]
         command = [sys.executable, str(ROOT / "tests" / "killed.py"), point, *arguments, "--allow-shrink"]
-        quick = {"JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+        quick = {"JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1"}
         done = subprocess.run(command, start_new_session=True, capture_output=True, env={**os.environ, **quick})
         assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()[-3000:]
         return done.returncode

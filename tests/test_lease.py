@@ -74,12 +74,15 @@ def assert_one_winner(told: list[str]) -> None:
 
 def left_by_a_dead_run(lake: etl.Disk) -> None:
     """A lease that is over, of a holder on another machine."""
-    state = {"run": "x", "host": "elsewhere", "pid": 1, "since": "", "expires": 1}
+    state = {"run": "x", "host": "elsewhere", "machine": "elsewhere", "pid": 1, "since": "", "expires": 1}
     lake.write("_lock/000000000007.json", json.dumps(state))
 
 
 @pytest.mark.parametrize("prepare", [lambda lake: None, left_by_a_dead_run], ids=["free", "expired"])
-def test_of_fifty_runs_that_start_at_once_on_a_disk_one_wins(lake: etl.Disk, prepare: Callable) -> None:
+def test_of_fifty_runs_that_start_at_once_on_a_disk_one_wins(
+    lake: etl.Disk, prepare: Callable, record_property: Callable
+) -> None:
+    record_property("racing starts", 50)
     prepare(lake)
     assert_one_winner(race(ROOT / "dl.cfg", lake.root))
 
@@ -93,8 +96,9 @@ def server() -> Iterator[Server]:
 
 @pytest.mark.parametrize("prepare", [lambda lake: None, left_by_a_dead_run], ids=["free", "expired"])
 def test_of_fifty_runs_that_start_at_once_on_s3_one_wins(
-    server: Server, tmp_path: Path, prepare: Callable, request: pytest.FixtureRequest
+    server: Server, tmp_path: Path, prepare: Callable, request: pytest.FixtureRequest, record_property: Callable
 ) -> None:
+    record_property("racing starts", 50)
     place = f"s3://lake/{request.node.callspec.id}"
     config = server.dl_cfg(tmp_path / "dl.cfg", "s3://lake/raw")
     prepare(etl.storage(place, etl.read_settings(str(config))))
@@ -191,3 +195,37 @@ def test_a_run_whose_store_has_been_silent_for_the_length_of_its_lease_gives_up(
         monkeypatch.setattr(lake, "create", lambda name, text: time.sleep(2) or False)
         time.sleep(3)
     assert given_up and "no answer for [LAKE] LEASE_SECONDS" in given_up[0]
+
+
+def test_a_renewal_that_was_cut_short_is_taken_up_by_the_next_attempt(
+    lake: etl.Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with etl.Lease(lake, "unlucky", 60) as lease:
+        newest = lease.newest
+        with monkeypatch.context() as patch:
+            patch.setattr(lease, "newest", lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                lease.renew()
+        lease.renew()
+        assert newest()[0] == 2 and newest()[1]["id"] == lease.holder["id"]
+
+
+def test_a_lease_on_a_damaged_lock_is_refused_with_its_name(lake: etl.Disk) -> None:
+    for text in ("", "{}", "7", "{"):
+        lake.write("_lock/000000000007.json", text)
+        with pytest.raises(etl.JobError, match="_lock/000000000007.json: not what a run has written"):
+            etl.Lease(lake, "next", 60).__enter__()
+
+
+def test_an_input_that_may_not_be_looked_at_has_answered(lake: etl.Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(below: str, status: int) -> dict:
+        error = etl.StoreError("s3://lake/raw", ValueError("no"))
+        error.status = status
+        raise error
+
+    lease = etl.Lease(lake, "reader", 60, etl.Disk(lake.root))
+    monkeypatch.setattr(lease.source, "files", lambda below: refused(below, 403))
+    lease.look_at_source()
+    monkeypatch.setattr(lease.source, "files", lambda below: refused(below, 503))
+    with pytest.raises(etl.StoreError):
+        lease.look_at_source()

@@ -48,7 +48,7 @@ def block(language: str) -> str:
 def output(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the job makes of the sample."""
     output = tmp_path_factory.mktemp("lake") / "output"
-    etl.run(spark, etl.Settings(input=str(ROOT / "data"), output=str(output)))
+    etl.run(etl.Settings(input=str(ROOT / "data"), output=str(output)))
     return output
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import oracle
@@ -88,7 +88,7 @@ def test_the_sample_goes_up_the_job_runs_from_s3_to_s3_and_the_tables_are_right_
 
 
 def test_keys_from_the_environment_serve_and_one_request_in_ten_may_fail(
-    server: Server, small: Path, tmp_path: Path
+    server: Server, small: Path, tmp_path: Path, record_property: Callable
 ) -> None:
     faults = [Fault("503", fraction=0.05), Fault("reset", fraction=0.05)]
     with fault_proxy(server.endpoint, faults=faults, seed=1) as proxy:
@@ -97,6 +97,7 @@ def test_keys_from_the_environment_serve_and_one_request_in_ten_may_fail(
         told = run_job(config, AWS_ACCESS_KEY_ID=server.access_key, AWS_SECRET_ACCESS_KEY=server.secret_key)
         assert told.returncode == 0, told.stderr
         assert sum(proxy.injected().values()) > 5
+        record_property("failed requests", sum(proxy.injected().values()))
     assert "log_data: 1 lines quarantined: broken JSON" in told.stderr
     output = downloaded(server, "tables", "faulty", tmp_path)
     assert all_published(output) == in_order(oracle.five_tables(small))
