@@ -1001,7 +1001,7 @@ class Lease:
         self.ended.set()
         try:
             self.advance(0)
-        except (StoreError, OSError) as error:
+        except (JobError, OSError) as error:
             log.warning("%s; the next run on another machine has to wait %s s", error, self.seconds)
 
     def newest(self) -> tuple[int, dict]:

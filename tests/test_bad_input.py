@@ -377,7 +377,7 @@ WRONG = {
         "out/songs/raw": "lies in what a run replaces; choose a place outside of OUTPUT's tables",
         "out/_staging": "lies in what a run replaces; choose a place outside of OUTPUT's tables",
         "s3://your-bucket/lake": "a placeholder",
-        "s3://lake//tables": "write the plain prefix",
+        "s3://lake/raw//night": "write the plain prefix",
         "s3://lake/../tables": "write the plain prefix",
     },
     "output": {
