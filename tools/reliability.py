@@ -59,8 +59,8 @@ def main() -> int:
             return code
         found = tried(report)
     readme = ROOT / "README.md"
-    marked = r"(<!-- by make reliability -->\n).*?(\n<!-- end -->)"
-    text = re.sub(marked, lambda mark: mark[1] + table(found) + mark[2], readme.read_text(encoding="utf-8"), flags=re.S)
+    marked, rows = r"(<!-- by make reliability -->\n).*?(<!-- end -->)", f"{table(found)}\n"
+    text = re.sub(marked, lambda mark: mark[1] + rows + mark[2], readme.read_text(encoding="utf-8"), flags=re.S)
     readme.write_text(text, encoding="utf-8")
     print(table(found))
     return 0
