@@ -802,7 +802,7 @@ class Disk:
     """A directory."""
 
     def __init__(self, root: str) -> None:
-        self.root = self.path = os.path.abspath(root)
+        self.root = os.path.abspath(root)
 
     def at(self, name: str) -> str:
         return os.path.join(self.root, name)
@@ -870,7 +870,7 @@ class Bucket:
     def __init__(self, root: str, settings: Settings) -> None:
         self.root = root
         self.bucket, prefix = s3_place(root)
-        self.prefix, self.path = f"{prefix}/".lstrip("/"), f"/{prefix}".rstrip("/")
+        self.prefix = f"{prefix}/".lstrip("/")
         self.client = s3_client(settings)
         self.encryption = {"ServerSideEncryption": settings.sse} if settings.sse else {}
         if settings.kms_key_id:
