@@ -34,6 +34,7 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ from urllib.parse import unquote, urlparse
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.find_spark_home import _find_spark_home
-from pyspark.sql import Column, DataFrame, Row, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 log = logging.getLogger("etl")
@@ -171,6 +172,33 @@ TABLES = {
         ),
     )
 }
+
+# What the job keeps for itself from one night to the next, so that it never reads a line of JSON twice. Rows are as
+# they were delivered, copies too, each with its file: what a file has brought can be taken back.
+EVENTS = Table(
+    "_state/events",  # one row per line of a log that is a play or tells of a user; where problem is not null, any line
+    "file STRING, value STRING, problem STRING, is_play BOOLEAN, ts BIGINT, user_id BIGINT, session_id BIGINT,"
+    " item BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, location STRING,"
+    " user_agent STRING, artist STRING, title STRING, length DOUBLE, year INT, month INT",
+    key="",
+    partitions=("year", "month"),
+)
+VERSIONS = Table(
+    "_state/users",  # one row per version of a user's facts: when it was seen last
+    "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, nth BIGINT",
+    key="",
+    order=("user_id",),
+)
+SONG_LINES = Table(
+    "_state/songs",  # one row per line of a song file
+    "file STRING, song_id STRING, title STRING, duration DOUBLE, year INT, artist_id STRING, artist_name STRING,"
+    " artist_location STRING, artist_latitude DOUBLE, artist_longitude DOUBLE",
+    key="",
+    order=("song_id",),
+)
+# The number of what is said above and under "What each table means". A change of it is a change of every row: raise
+# the number, and the next run builds all tables anew.
+MEANING = 1
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -356,21 +384,21 @@ def s3_place(address: str) -> tuple[str, str]:
 
 
 ITEMS = 2**21  # places in a session; they leave a time in ms 42 bits: to 2109
-PLAY_KEY, SONG_KEY = ["ts", "user_id", "session_id", "item"], ["song_id"]
+PLAY_KEY = ["ts", "user_id", "session_id", "item"]
 
 
 def star_schema(
-    songs: DataFrame, plays: DataFrame, versions: DataFrame, kept=lambda name, rows: rows
+    songs: DataFrame, plays: DataFrame, versions: DataFrame, kept=lambda tables: tables
 ) -> dict[str, DataFrame]:
-    """The five tables, by name. `kept` may write one and hand back what was written, for the next to be made from."""
-    songplays = kept("songplays", songplays_table(plays, songs))
-    return {
-        "songplays": songplays,
-        "users": kept("users", users_table(versions)),
-        "songs": kept("songs", songs_table(songs)),
-        "artists": kept("artists", artists_table(songs)),
-        "time": kept("time", time_table(songplays)),
+    """The five tables, by name. `kept` may write some and hand back what was written, for others to be made from."""
+    songplays = kept({"songplays": songplays_table(plays, songs)})
+    dimensions = {
+        "users": users_table(versions),
+        "songs": songs_table(songs),
+        "artists": artists_table(songs),
+        "time": time_table(songplays["songplays"]),
     }
+    return {**songplays, **kept(dimensions)}
 
 
 def checked(lines: DataFrame, fields: str, rules: dict[str, str]) -> DataFrame:
@@ -392,13 +420,13 @@ def checked(lines: DataFrame, fields: str, rules: dict[str, str]) -> DataFrame:
 def song_lines(lines: DataFrame) -> DataFrame:
     """The checked lines of the song files, counted as the log's are; the text is kept of those with a problem alone."""
     bad = F.col("problem").isNotNull()
-    counted = {"value": F.when(bad, F.col("value")), "is_play": ~bad, "lines": F.lit(1)}
+    counted = {"value": F.when(bad, F.col("value")), "is_play": ~bad, "ts": F.lit(None).cast("BIGINT")}
     return lines.withColumns(counted)
 
 
 def clean_songs(lines: DataFrame) -> DataFrame:
-    """One row per song_id. Where versions of a song compete, the greatest wins, the year first."""
-    songs = lines.where("problem IS NULL").select(
+    """One row per song_id, of lines that can be used. Where versions compete, the greatest wins, the year first."""
+    songs = lines.select(
         "song_id",
         F.expr("coalesce(year, 0)").alias("year"),
         "duration",
@@ -409,20 +437,20 @@ def clean_songs(lines: DataFrame) -> DataFrame:
         "artist_latitude",
         "artist_longitude",
     )
-    return greatest(songs, SONG_KEY)
+    return greatest(songs, ["song_id"])
 
 
 def clean_events(lines: DataFrame) -> DataFrame:
-    """One row per log line: of one with a problem its file, text and problem, of any other all but the last two."""
+    """One row per log line: of one with a problem its file, text and problem, of any other all but the last two.
+
+    year and month are those of what is kept: plays, and what else tells of a user.
+    """
     facts = {
         "is_play": "page = 'NextSong'",
         "ts": "ts",
         "user_id": "try_cast(userId AS BIGINT)",  # blank: null, nobody
         "session_id": "sessionId",
         "item": "itemInSession",
-        # Which of a user's events is the latest: by time, then by place in the session. One number, since Spark
-        # aggregates numbers by hash and structs by sorting all rows.
-        "nth": f"ts * {ITEMS} + least(greatest(coalesce(itemInSession, 0), 0), {ITEMS - 1})",
         "first_name": "firstName",
         "last_name": "lastName",
         "gender": "gender",
@@ -435,18 +463,22 @@ def clean_events(lines: DataFrame) -> DataFrame:
     }
     usable = F.expr("problem IS NULL")
     columns = [F.when(usable, F.expr(fact)).alias(name) for name, fact in facts.items()]
-    return lines.select("file", F.when(~usable, F.col("value")).alias("value"), "problem", *columns)
+    events = lines.select("file", F.when(~usable, F.col("value")).alias("value"), "problem", *columns)
+    month = F.when(F.expr("is_play OR user_id IS NOT NULL"), F.timestamp_millis("ts"))
+    return events.select("*", F.year(month).alias("year"), F.month(month).alias("month"))
 
 
 def user_versions(events: DataFrame) -> DataFrame:
-    """One row per file, problem, play or not, and version of a user's facts: how many lines, and when first and last.
+    """One row per version of a user's facts: which event was the latest of it."""
+    # By time, then by place in the session. One number: Spark aggregates numbers by hash, and structs by sorting.
+    nth = F.expr(f"ts * {ITEMS} + least(greatest(coalesce(item, 0), 0), {ITEMS - 1})")
+    return latest_versions(events.where("user_id IS NOT NULL").withColumn("nth", nth))
 
-    The one narrow pass over the logs: it accounts for every line, and the users are made of it.
-    """
-    facts = ("user_id", "first_name", "last_name", "gender", "level")
-    return events.groupBy("file", "problem", "is_play", *facts).agg(
-        F.count("*").alias("lines"), F.min("nth").alias("first"), F.max("nth").alias("nth")
-    )
+
+def latest_versions(versions: DataFrame) -> DataFrame:
+    """The same, of versions that were seen on several nights."""
+    facts = [column for column in VERSIONS.names() if column != "nth"]
+    return versions.groupBy(*facts).agg(F.max("nth").alias("nth"))
 
 
 def clean_plays(events: DataFrame) -> DataFrame:
@@ -462,7 +494,7 @@ def songplays_table(plays: DataFrame, songs: DataFrame) -> DataFrame:
     )
     start_time = F.timestamp_millis("ts")
     return matched.select(
-        F.xxhash64(*PLAY_KEY).alias("songplay_id"),
+        songplay_id().alias("songplay_id"),
         start_time.alias("start_time"),
         "user_id",
         "level",
@@ -474,6 +506,10 @@ def songplays_table(plays: DataFrame, songs: DataFrame) -> DataFrame:
         F.year(start_time).alias("year"),
         F.month(start_time).alias("month"),
     )
+
+
+def songplay_id() -> Column:
+    return F.xxhash64(*PLAY_KEY)
 
 
 def song_lookup(songs: DataFrame) -> DataFrame:
@@ -492,7 +528,7 @@ def song_lookup(songs: DataFrame) -> DataFrame:
 def users_table(versions: DataFrame) -> DataFrame:
     """One row per user: every event counts, not only plays; each fact is the latest known."""
     facts = [latest(fact, "nth") for fact in ("first_name", "last_name", "gender", "level")]
-    return versions.where("user_id IS NOT NULL").groupBy("user_id").agg(*facts)
+    return versions.groupBy("user_id").agg(*facts)
 
 
 def songs_table(songs: DataFrame) -> DataFrame:
@@ -755,10 +791,16 @@ def address(spark: SparkSession, place: str) -> str:
     return f"file://{os.path.abspath(place)}"
 
 
-def read_lines(spark: SparkSession, directory: str) -> DataFrame:
-    """One row per line that is not blank: file, value. *.json and *.json.gz at any depth."""
+def read_lines(spark: SparkSession, directory: str, names: Iterable[str] | None = None) -> DataFrame:
+    """One row per line that is not blank: file, value. *.json and *.json.gz at any depth, or those of the names."""
+    if names is None:
+        paths = [directory]
+    else:
+        paths = [os.path.join(directory, re.sub(r"([*?{}\[\]\\])", r"\\\1", name)) for name in names]
+    if not paths:
+        return spark.sql("SELECT '' AS file, '' AS value WHERE false")
     reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.{json,json.gz}")
-    lines = reader.text(directory).select(F.col("_metadata.file_path").alias("file"), "value")
+    lines = reader.text(paths).select(F.col("_metadata.file_path").alias("file"), "value")
     return lines.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
 
@@ -783,6 +825,14 @@ def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) ->
     return written
 
 
+def rows_in(spark: SparkSession, table: Table, root: str, files: Iterable[str]) -> DataFrame:
+    """The rows of the table that are in these files below the root."""
+    reader, paths = spark.read.schema(table.columns), [f"{root}/{file}" for file in files]
+    if not paths:
+        return spark.createDataFrame([], table.columns).where("false")
+    return reader.option("basePath", f"{root}/{table.name}").parquet(*paths)
+
+
 def check_schema(table: Table, declared: DataFrame, written: DataFrame) -> None:
     """JobError if the files hold other columns than the table has. Those of its partitions are in their paths."""
     there, due = (
@@ -798,6 +848,15 @@ def check_schema(table: Table, declared: DataFrame, written: DataFrame) -> None:
 # ------------------------------------------------------------------------------------------------------------------
 
 
+class Size(int):
+    """Bytes of a file. `mark` is another when its content is: a time in ns on a disk, the ETag on S3."""
+
+    def __new__(cls, size: int, mark: str) -> Size:
+        self = super().__new__(cls, size)
+        self.mark = f"{size} {mark}"
+        return self
+
+
 class Disk:
     """A directory."""
 
@@ -807,12 +866,13 @@ class Disk:
     def at(self, name: str) -> str:
         return os.path.join(self.root, name)
 
-    def files(self, below: str) -> dict[str, int]:
-        """The files at any depth below a directory, and their sizes in bytes; none if it is not there."""
+    def files(self, below: str) -> dict[str, Size]:
+        """The files at any depth below a directory, and their sizes; none if it is not there."""
         top = self.at(below)
         walk = os.walk(top, onerror=raised, followlinks=True) if os.path.isdir(top) else ()
         paths = (os.path.join(directory, name) for directory, _, names in walk for name in names)
-        return {os.path.relpath(path, self.root): os.path.getsize(path) for path in paths}
+        told = ((os.path.relpath(path, self.root), os.stat(path)) for path in paths)
+        return {name: Size(file.st_size, str(file.st_mtime_ns)) for name, file in told}
 
     def read(self, name: str) -> str | None:
         """The text of a file; None if it is not there."""
@@ -886,16 +946,16 @@ class Bucket:
         except (BotoCoreError, ClientError) as error:
             raise StoreError(self.root, error) from None
 
-    def files(self, below: str) -> dict[str, int]:
+    def files(self, below: str) -> dict[str, Size]:
         """As Disk's. Keys that end in a slash only mark a directory."""
         found = self.keys(f"{below}/".lstrip("/"))
         return {key[len(self.prefix) :]: size for key, size in found if not key.endswith("/")}
 
-    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+    def keys(self, prefix: str) -> Iterator[tuple[str, Size]]:
         arguments = {"Prefix": self.prefix + prefix}
         while arguments:
             page = self.ask("list_objects_v2", **arguments)
-            yield from ((found["Key"], found["Size"]) for found in page.get("Contents", ()))
+            yield from ((found["Key"], Size(found["Size"], found["ETag"])) for found in page.get("Contents", ()))
             token = page.get("NextContinuationToken")
             arguments = {**arguments, "ContinuationToken": token} if token else {}
 
@@ -950,8 +1010,8 @@ def raised(error: OSError) -> None:
     raise error
 
 
-def json_files(source: Disk | Bucket, kind: str) -> dict[str, int]:
-    """The JSON files below INPUT/<kind> and their bytes, by Spark's rule: what begins with _ or . is hidden."""
+def json_files(source: Disk | Bucket, kind: str) -> dict[str, Size]:
+    """The JSON files below INPUT/<kind> and their sizes, by Spark's rule: what begins with _ or . is hidden."""
     hidden_in_spark = re.compile(r"/(\.|_[^/=]*(/|$))")
     visible = {name: size for name, size in source.files(kind).items() if not hidden_in_spark.search(name)}
     files = {name: size for name, size in visible.items() if name.endswith((".json", ".json.gz"))}
@@ -1110,28 +1170,37 @@ def now() -> str:
 # ------------------------------------------------------------------------------------------------------------------
 
 # Readers pass over names that begin with an underscore.
-STAGING, JOURNAL, QUARANTINE, RUNS = "_staging", "_journal.json", "_quarantine", "_runs"
+STAGING, JOURNAL, QUARANTINE, RUNS, STATE = "_staging", "_journal.json", "_quarantine", "_runs", "_state"
+LEDGER = f"{STATE}/ledger.json"
+AGAIN = "_again"  # where events are staged that come once more; once and twice a run, to places of their own
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a partition
 PUBLISHED = "published"  # the outcome of a run that did; of another it is "failed: ...", and why
 
 
-def publish(lake: Disk | Bucket, lease: Lease, report: dict, names: Iterable[str]) -> None:
-    """Makes what is staged under the names the files there, and the only ones.
+def publish(lake: Disk | Bucket, lease: Lease, report: dict, staged: dict[str, int], past: Past) -> None:
+    """Makes what is staged part of the lake, in the place of the files that the run retires. staged: rows by name.
 
     The journal says what is to be moved in and what is to be retired: until it is written readers see the old files,
-    from then on nothing can stop the new ones. The run's report travels in it.
+    from then on nothing can stop the new ones. The run's report and the ledger of what the lake holds travel in it.
     """
-    staging = f"{STAGING}/{report['run']}"
-    moves, retired = {}, []
-    for name in names:
-        staged = {file: size for file, size in lake.files(f"{staging}/{name}").items() if not hidden(file)}
-        if not staged and report["tables"].get(name, {}).get("rows"):
+    staging, retired = f"{STAGING}/{report['run']}", past.retired if report["outcome"] == PUBLISHED else ()
+    moves, files = {}, {file: size for file, size in past.files.items() if file not in retired}
+    for name, rows in staged.items():
+        found = {file: size for file, size in lake.files(f"{staging}/{name}").items() if not hidden(file)}
+        if rows and not found:
             raise JobError(f"{lake.root}/{staging}/{name} does not hold what was written there; nothing was published")
-        moves.update({file: file[len(staging) + 1 :] for file in staged})
-        retired += lake.files(name)
-        if name in report["tables"]:
-            report["tables"][name].update(files=len(staged), bytes=sum(staged.values()))
+        targets = {file: re.sub(f"^{staging}/({AGAIN}[0-9]+/)?", "", file) for file in found}
+        moves.update(targets)
+        if name != f"{QUARANTINE}/run={report['run']}":
+            files.update({targets[file]: size for file, size in found.items()})
+    for name, table in report["tables"].items():
+        sizes = [size for file, size in files.items() if file.startswith(f"{name}/")]
+        table.update(files=len(sizes), bytes=sum(sizes))
+    journal = {"move": moves, "retire": sorted(retired), "report": report}
+    if report["outcome"] == PUBLISHED:
+        journal["ledger"] = past.ledger(files, report["tables"])
     lease.renew()
-    lake.write(f"{staging}/{JOURNAL}", json.dumps({"move": moves, "retire": retired, "report": report}))
+    lake.write(f"{staging}/{JOURNAL}", json.dumps(journal))
     finish(lake, staging)
 
 
@@ -1145,7 +1214,8 @@ def parsed(lake: Disk | Bucket, name: str, text: str, *keys: str) -> dict:
 
 
 def hidden(file: str) -> bool:
-    return os.path.basename(file).startswith(("_", "."))
+    """Whether a staged file is none of a table's: Spark's own marks, and the lines of logs that are not kept."""
+    return os.path.basename(file).startswith(("_", ".")) or f"{EVENTS.name}/year={NO_VALUE}" in file
 
 
 def finish(lake: Disk | Bucket, staging: str) -> None:
@@ -1156,6 +1226,8 @@ def finish(lake: Disk | Bucket, staging: str) -> None:
         since = time.monotonic()
         move_all(lake, journal["move"], f"{staging}/{JOURNAL}")
         lake.delete(journal["retire"])
+        if "ledger" in journal:
+            lake.write(LEDGER, json.dumps(journal["ledger"]))
         report = journal["report"]
         report["seconds"]["publish"] = round(time.monotonic() - since, 3)
         lake.write(f"{RUNS}/{report['run']}.json", json.dumps(report))
@@ -1198,15 +1270,24 @@ def last_published(lake: Disk | Bucket) -> dict:
 FATES = ("accepted", "duplicates", "no_play", "quarantined")  # what becomes of a line
 
 
+def name_below(source: str, address: str) -> str:
+    """The name below INPUT of a file that Spark tells by its address."""
+    return unquote(urlparse(address).path)[len(urlparse(source).path) + 1 :]
+
+
 class Account:
     """What became of the lines of one kind of input, by file. Lines are those that are not blank."""
 
-    def __init__(self, kind: str, sizes: dict[str, int], source: str, rows: DataFrame, counts: DataFrame) -> None:
-        """sizes: bytes by file. rows: the lines, as checked. counts: file, problem, is_play, lines."""
-        self.kind, self.rows, self.problems = kind, rows, Counter()
-        self.root = urlparse(source).path
+    def __init__(self, kind: str, sizes: dict[str, int], source: str, rows: DataFrame) -> None:
+        """sizes: bytes by file. rows: file, value, problem, is_play, ts, and the key that is one of a line."""
+        self.kind, self.source, self.rows = kind, source, rows
+        self.problems, self.copies, self.known = Counter(), False, 0
         self.files = {name: {"file": name, "bytes": size, **dict.fromkeys(FATES, 0)} for name, size in sizes.items()}
-        for row in counts.groupBy("file", "problem", "is_play").agg(F.sum("lines").alias("lines")).collect():
+        counts = rows.groupBy("file", "problem", "is_play").agg(F.count("*").alias("lines"), F.min("ts"), F.max("ts"))
+        counted = counts.collect()
+        times = [ts for row in counted if row.is_play for ts in row[-2:] if ts is not None]
+        self.span = (min(times, default=None), max(times, default=None))  # the first and the last ts of a play
+        for row in counted:
             fate = "quarantined" if row.problem else "accepted" if row.is_play else "no_play"
             late = {"file": self.name(row.file), "bytes": None, **dict.fromkeys(FATES, 0)}  # came after the listing
             self.files.setdefault(self.name(row.file), late)[fate] += row.lines
@@ -1215,25 +1296,26 @@ class Account:
                 self.problems[row.problem] += row.lines
 
     def name(self, address: str) -> str:
-        """The name below INPUT of a file that Spark tells by its address."""
-        return unquote(urlparse(address).path)[len(self.root) + 1 :]
+        return name_below(self.source, address)
 
     def names(self) -> Column:
         """As name, of all rows."""
         return F.expr(f"substring(url_decode(replace(file, '+', '%2B')), {self.head + 1})")  # + would be a space
 
-    def tell_copies(self, key: list[str]) -> bool:
-        """Whether some lines share a key, and which files hold such. One line in the file with the smallest name is the
-        original."""
-        keys = self.rows.where("is_play").select("file", *key)
-        if keys.select(F.countDistinct(*key)).first()[0] == self.total("accepted"):
-            return False
-        originals = keys.groupBy(*key).agg(F.min(self.names()).alias("file")).groupBy("file").count()
-        kept = {row.file: row["count"] for row in originals.collect()}
-        for name, file in self.files.items():
-            file["duplicates"] = file["accepted"] - kept.get(name, 0)
-            file["accepted"] -= file["duplicates"]
-        return True
+    def tell_copies(self, key: str, there: DataFrame) -> None:
+        """Which files hold copies: lines whose key is there already, or in other lines, of which one in the file with the
+        smallest name is the original."""
+        keys = self.rows.where("is_play").select("file", key)
+        self.known_keys = already(there, keys, key)
+        self.known = self.known_keys.count()
+        self.copies = bool(self.known) or count_of(keys, key) < self.total("accepted")
+        if self.copies:
+            new = keys.join(self.known_keys, on=key, how="left_anti")
+            originals = new.groupBy(key).agg(F.min(self.names()).alias("file")).groupBy("file").count()
+            kept = {row.file: row["count"] for row in originals.collect()}
+            for name, file in self.files.items():
+                file["duplicates"] = file["accepted"] - kept.get(name, 0)
+                file["accepted"] -= file["duplicates"]
 
     def quarantined(self) -> DataFrame:
         """The lines that cannot be used: file, reason, line (with U+FFFD for what is not UTF-8)."""
@@ -1275,46 +1357,57 @@ def audit(tables: dict[str, DataFrame], expected: dict[str, int], plays: tuple[i
         keys = {name: rows.select(TABLES[name].key, *TABLES[name].references) for name, rows in tables.items()}
         for rows in keys.values():
             stack.enter_context(cached(rows))  # each is looked at several times, and S3 counts every look
-        counts = key_counts(keys)
-        lost = reduce(DataFrame.union, orphans(keys)).first()
+        found = {row.table: row for row in reduce(DataFrame.union, map(key_counts, [keys] * len(keys), keys)).collect()}
         span = keys["songplays"].selectExpr("unix_millis(min(start_time))", "unix_millis(max(start_time))").first()
-    expected["artists"] = counts["songs.artist_id"]["distinct"]
-    expected["time"] = counts["songplays.start_time"]["distinct"]
-    audited = {name: {**counts[f"{name}.{TABLES[name].key}"], "expected": expected[name]} for name in tables}
-    for name, told in audited.items():
-        if len(set(told.values())) != 1:
-            told = ", ".join(f"{number:,} {what}" for what, number in told.items())
+    expected["artists"] = found["artists"].referred[referring("artists").index(("songs", "artist_id"))]
+    expected["time"] = found["time"].referred[0]
+    audited = {}
+    for name, row in found.items():
+        audited[name] = {"rows": row.rows, "known": row.known, "distinct": row.distinct, "expected": expected[name]}
+        if len(set(audited[name].values())) != 1:
+            told = ", ".join(f"{number:,} {what}" for what, number in audited[name].items())
             raise JobError(f"{name}: {TABLES[name].key}: {told}; did the input change meanwhile? Nothing was published")
-    if lost:
-        raise JobError(f"{lost.told}; nothing was published")
+    for name, row in found.items():
+        for (other, column), lost in zip(referring(name), row.lost):
+            if lost:
+                raise JobError(f"{other}: a {column} is not in {name}; nothing was published")
     if tuple(span) != plays:
         raise JobError(f"songplays: times from {span[0]} to {span[1]}, in the input {plays}; nothing was published")
     return audited
 
 
-def key_counts(keys: dict[str, DataFrame]) -> dict[str, dict[str, int]]:
-    """By column, of the keys and of the references that tables are made of: how many rows, known, distinct."""
-    columns = [(name, TABLES[name].key) for name in keys] + [("songs", "artist_id"), ("songplays", "start_time")]
-    counts = [
-        keys[name].select(
-            F.lit(f"{name}.{column}").alias("name"),
-            F.count("*").alias("rows"),
-            F.count(column).alias("known"),
-            F.countDistinct(column).alias("distinct"),
-        )
-        for name, column in columns
-    ]
-    counted = map(Row.asDict, reduce(DataFrame.union, counts).collect())
-    return {row.pop("name"): row for row in counted}
+def referring(name: str) -> list[tuple[str, str]]:
+    """The tables and their columns that hold keys of this table."""
+    return [(table.name, column) for table in TABLES.values() for column, to in table.references.items() if to == name]
 
 
-def orphans(keys: dict[str, DataFrame]) -> Iterator[DataFrame]:
-    """For each reference the rows whose dimension lacks what they refer to, as a sentence."""
-    for name, rows in keys.items():
-        for column, other in TABLES[name].references.items():
-            there = keys[other].select(F.col(TABLES[other].key).alias(column))
-            lost = rows.where(F.col(column).isNotNull()).join(there, on=column, how="left_anti")
-            yield lost.select(F.lit(f"{name}: a {column} is not in {other}").alias("told"))
+def key_counts(keys: dict[str, DataFrame], name: str) -> DataFrame:
+    """One row about a table's key: how many rows, known, distinct, and of the columns that refer to it, how many values
+    there are, and how many that are not in the table. All in one shuffle, by value."""
+    columns = [(name, TABLES[name].key), *referring(name)]
+    places = range(len(columns))
+    values = reduce(
+        DataFrame.union,
+        (
+            keys[table].select(F.col(column).alias("value"), *(F.lit(int(n == here)).alias(f"n{n}") for n in places))
+            for here, (table, column) in enumerate(columns)
+        ),
+    )
+    by_value = values.groupBy("value").agg(*(F.sum(f"n{n}").alias(f"n{n}") for n in places))
+
+    def counts(condition: str) -> Column:
+        """Of how many values it is true, for each column that refers to the key."""
+        found = (F.expr(f"count_if(value IS NOT NULL AND {condition.format(n)})") for n in places[1:])
+        return F.array(*found).cast("ARRAY<BIGINT>")
+
+    return by_value.agg(
+        F.lit(name).alias("table"),
+        F.expr("coalesce(sum(n0), 0)").alias("rows"),
+        F.expr("coalesce(sum(n0) FILTER (WHERE value IS NOT NULL), 0)").alias("known"),
+        F.expr("count_if(value IS NOT NULL AND n0 > 0)").alias("distinct"),
+        counts("n{} > 0").alias("referred"),
+        counts("n{} > 0 AND n0 = 0").alias("lost"),
+    )
 
 
 def check_shrink(lake: Disk | Bucket, tables: dict[str, dict], settings: Settings) -> None:
@@ -1332,11 +1425,269 @@ def check_shrink(lake: Disk | Bucket, tables: dict[str, dict], settings: Setting
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# Every night: what is new, and what it touches
+# ------------------------------------------------------------------------------------------------------------------
+
+BY_MONTH = ("songplays", "time", EVENTS.name)
+# A month with so many files so small is built anew when it is next added to, of which its files come out whole.
+FEW_FILES, SMALL_FILE = 8, 32 * 2**20
+
+
+@dataclass
+class Past:
+    """What earlier runs have left to build on, and what of the input has come, changed or gone since.
+
+    The ledger tells both. Without one, or with one that does not fit the lake, nothing is left to build on: all of the
+    input is new, and all that is there is retired.
+    """
+
+    rules: dict[str, str | int]  # what has to be the same for rows of two runs to lie in one table
+    inputs: dict[str, dict[str, Size]]  # the files of the input, by kind and name
+    folded: dict[str, dict[str, str]]  # their marks, when they were read
+    files: dict[str, int]  # of the tables and of the state
+    rows: dict[str, int]  # of the tables
+    retired: set[str] = field(default_factory=set)  # files that this run replaces
+
+    @classmethod
+    def of(cls, lake: Disk | Bucket, settings: Settings, inputs: dict[str, dict[str, Size]], full: bool) -> Past:
+        there = {file: int(size) for name in (*TABLES, STATE) for file, size in lake.files(name).items()}
+        ledger = read_ledger(lake) if there.pop(LEDGER, None) else None
+        place = "/".join(s3_place(settings.input)) if on_s3(settings.input) else os.path.abspath(settings.input)
+        rules = {"meaning": MEANING, "input": place, "songs_partition_by": settings.songs_partition_by}
+        why = unfit(ledger, rules, there) if there and not full else ""
+        if why:
+            log.warning("%s: everything is built anew", why)
+        if why or full or not there:
+            return cls(rules, inputs, dict.fromkeys(inputs, {}), {}, {}, set(there))
+        return cls(rules, inputs, ledger["inputs"], there, ledger["rows"])
+
+    def __post_init__(self) -> None:
+        """new: files that are to be read. gone: files whose lines count no more; they have changed or vanished."""
+        self.new, self.gone = {}, {}
+        for kind, files in self.inputs.items():
+            before = self.folded[kind]
+            self.new[kind] = {name: size for name, size in files.items() if before.get(name) != size.mark}
+            self.gone[kind] = {name for name, mark in before.items() if name not in files or files[name].mark != mark}
+            if self.gone[kind]:
+                told = "%s: %s files, %s the first, have changed or vanished; what they touched is built anew"
+                log.warning(told, kind, f"{len(self.gone[kind]):,}", min(self.gone[kind]))
+
+    def holds(self, told: str) -> bool:
+        """Whether what is told of is a file of the tables or of the state."""
+        return any(file in told for file in self.files)
+
+    def changed(self, kind: str) -> bool:
+        return bool(self.new[kind] or self.gone[kind])
+
+    def files_of(self, name: str, months: Iterable[str] | None = None) -> list[str]:
+        """The files of a table that stay, of some months or all."""
+        files = (file for file in self.files if file.startswith(f"{name}/") and file not in self.retired)
+        return [file for file in files if months is None or month_of(file) in months]
+
+    def ledger(self, files: dict[str, int], tables: dict[str, dict]) -> dict:
+        """What the next run is to know: the input as it was read, the files of the lake, the rows of its tables."""
+        marks = {kind: {name: size.mark for name, size in sizes.items()} for kind, sizes in self.inputs.items()}
+        rows = {name: table["rows"] for name, table in tables.items()}
+        told = {"rules": self.rules, "inputs": marks, "files": files, "rows": rows}
+        return {"checksum": checksum(told), **told}
+
+
+def read_ledger(lake: Disk | Bucket) -> dict | None:
+    """The ledger; None if it is damaged."""
+    with suppress(ValueError, AttributeError, KeyError):
+        ledger = json.loads(lake.read(LEDGER) or "")
+        if ledger.pop("checksum") == checksum(ledger):
+            return ledger
+    return None
+
+
+def checksum(told: dict) -> int:
+    return zlib.crc32(json.dumps(told, sort_keys=True).encode())
+
+
+def unfit(ledger: dict | None, rules: dict[str, str | int], there: dict[str, int]) -> str:
+    """Why the lake is not what the ledger tells; "" if it is."""
+    if ledger is None:
+        return f"{LEDGER} is missing or damaged"
+    for rule, value in rules.items():
+        if ledger["rules"].get(rule) != value:
+            return f"{rule} was {ledger['rules'].get(rule)!r} in the last run, and is {value!r}"
+    for file in sorted(there.keys() | ledger["files"].keys()):
+        if there.get(file) != ledger["files"].get(file):
+            return f"{file} is not as the last run has left it"
+    return ""
+
+
+def month_of(file: str) -> str:
+    """songplays/year=2018/month=11/part-0.parquet -> year=2018/month=11"""
+    return "/".join(file.split("/")[-3:-1])
+
+
+class Desk:
+    """Where a run works: reads what is new and what is left of earlier runs, and stages what it makes of both."""
+
+    def __init__(self, spark: SparkSession, settings: Settings, past: Past, report: dict) -> None:
+        self.spark, self.past, self.report, self.staged = spark, past, report, {}
+        self.source, self.lake = address(spark, settings.input), address(spark, settings.output)
+        self.staging = f"{self.lake}/{STAGING}/{report['run']}"
+        self.tables = dict(TABLES, songs=TABLES["songs"]._replace(partitions=LAYOUTS[settings.songs_partition_by]))
+        self.touched: set[str] = set()  # the months that new lines are of
+        self.again: set[str] = set()  # the months that are built anew
+        report["versions"]["spark"] = spark.version
+        spark.conf.set("spark.sql.shuffle.partitions", tasks_for(spark, past.new["log_data"].values()))
+
+    def new_lines(self, kind: str, fields: str, rules: dict[str, str]) -> DataFrame:
+        new = self.past.new[kind]
+        names = None if len(new) == len(self.past.inputs[kind]) else [name[len(kind) + 1 :] for name in new]
+        return checked(read_lines(self.spark, f"{self.source}/{kind}", names), fields, rules)
+
+    def there(self, table: Table, months: Iterable[str] | None = None) -> DataFrame:
+        """The rows that earlier runs have left, less what this one has retired."""
+        return rows_in(self.spark, table, self.lake, self.past.files_of(table.name, months))
+
+    def still_valid(self, kind: str, table: Table, months: Iterable[str] | None = None) -> DataFrame:
+        """As there, less the lines of files that are gone."""
+        rows, gone = self.there(table, months), self.past.gone[kind]
+        return rows.where(~self.is_of(rows, gone)) if gone else rows
+
+    def is_of(self, rows: DataFrame, names: set[str]) -> Column:
+        """Whether a row is of one of these files of the input."""
+        addresses = (row.file for row in rows.select("file").distinct().collect())
+        return F.col("file").isin([each for each in addresses if name_below(self.source, each) in names])
+
+    def staged_events(self, events: DataFrame) -> DataFrame:
+        """The new events, as columns: to write them and read them is cheaper than to parse twice, or to cache."""
+        self.write_events(events, EVENTS.name)
+        rows = self.spark.read.schema(EVENTS.columns).parquet(f"{self.staging}/{EVENTS.name}")
+        self.touched = {month_of(file) for file in rows.inputFiles()}
+        return rows
+
+    def write_events(self, events: DataFrame, name: str) -> None:
+        events.write.partitionBy(*EVENTS.partitions).parquet(f"{self.staging}/{name}")
+        self.staged[name] = 0
+
+    def once_more(self, months: set[str]) -> DataFrame:
+        """The events of months that are to be built anew; what is there of these months is retired."""
+        events = self.still_valid("log_data", EVENTS, months)
+        if months:
+            log.info("built anew: %s", ", ".join(sorted(months)))
+            self.write_events(events, f"{AGAIN}{len(self.again)}/{EVENTS.name}")
+            self.again |= months
+        self.past.retired.update(file for name in BY_MONTH for file in self.past.files_of(name, months))
+        return events
+
+    def crowded(self) -> set[str]:
+        """The months touched that have too many small files."""
+        small = Counter(
+            (name, month_of(file))
+            for name in TABLES
+            for file in self.past.files_of(name, self.touched)
+            if self.past.files[file] < SMALL_FILE
+        )
+        return {month for (_, month), count in small.items() if count >= FEW_FILES}
+
+    def plays_there(self, again: DataFrame) -> DataFrame:
+        """The ids of the plays that are there, of the months that new lines are of."""
+        there = self.there(TABLES["songplays"], self.touched).select("songplay_id")
+        return there.union(again.where("is_play").select(songplay_id()))
+
+    def new_plays(self, events: DataFrame, copies: bool) -> DataFrame:
+        """One row per play that is to be written: of those that are there already, none."""
+        if not copies and not self.again:
+            return events.where("is_play")  # as they are, which spares a shuffle of wide rows
+        plays = clean_plays(events).withColumn("songplay_id", songplay_id())
+        known = already(self.there(TABLES["songplays"], self.touched), plays, "songplay_id")
+        return plays.join(known, on="songplay_id", how="left_anti")
+
+    def all_versions(self, events: DataFrame, every_event: DataFrame) -> DataFrame:
+        """The versions of the users' facts, of all nights. every_event: with those that come once more."""
+        if self.past.gone["log_data"]:
+            versions = user_versions(self.there(EVENTS).unionByName(every_event))
+        else:
+            versions = latest_versions(self.there(VERSIONS).unionByName(user_versions(events)))
+        return self.stage(VERSIONS, versions)
+
+    def kept(self, tables: dict[str, DataFrame]) -> dict[str, DataFrame]:
+        """Stages some of the five tables side by side: one alone does not keep all cores at work."""
+        with ThreadPoolExecutor(len(tables)) as pool:
+            return dict(zip(tables, pool.map(self.one_kept, tables.keys(), tables.values())))
+
+    def one_kept(self, name: str, rows: DataFrame) -> DataFrame:
+        """Stages one of the five tables, and hands back what the audit is to see of it."""
+        table = self.tables[name]
+        if name in ("songs", "artists") and not self.past.changed("song_data"):
+            return self.there(table)
+        if name != "time":
+            return self.stage(table, rows)
+        self.known_times = already(self.there(table, self.touched), rows, "start_time")
+        new = self.stage(table, rows.join(self.known_times, on="start_time", how="left_anti"))
+        return new.select("start_time").union(self.known_times)
+
+    def stage(self, table: Table, rows: DataFrame) -> DataFrame:
+        if table.name not in BY_MONTH:
+            self.past.retired.update(self.past.files_of(table.name))
+        with timed(self.report, table.name):
+            staged = stage(self.spark, table, rows, f"{self.staging}/{table.name}")
+        self.staged[table.name] = 0
+        return staged
+
+    def tell_tables(self) -> None:
+        """Tells by what was audited how many rows are staged, and how many the tables will have."""
+        for name, audited in self.report["audits"].items():
+            rows, before = audited["rows"], 0
+            if name == "time":
+                rows -= self.known_times.count()
+            if name in BY_MONTH:
+                retired = [file for file in self.past.files.keys() & self.past.retired if file.startswith(f"{name}/")]
+                before = self.past.rows.get(name, 0) - rows_in(self.spark, TABLES[name], self.lake, retired).count()
+            if name in self.staged:
+                self.staged[name] = rows
+            self.report["tables"][name] = {"rows": before + rows}
+
+
+def already(there: DataFrame, new: DataFrame, key: str) -> DataFrame:
+    """The keys of new rows that are there. The new ones, fewer as a rule, are those that Spark keeps in memory."""
+    return there.select(key).join(new.select(key), on=key, how="left_semi").distinct()
+
+
+def months_of_gone_lines(desk: Desk) -> set[str]:
+    """In which months lines lie of files that have changed or vanished."""
+    gone, events = desk.past.gone["log_data"], desk.there(EVENTS)
+    return months(events.where(desk.is_of(events, gone))) if gone else set()
+
+
+def months_of_changed_songs(desk: Desk, songs: DataFrame) -> set[str]:
+    """In which months plays lie that have another song now: one that came later, or a better version of one."""
+    if not desk.past.changed("song_data") or not desk.past.files_of(EVENTS.name):
+        return set()
+    before, after = song_lookup(clean_songs(desk.there(SONG_LINES))), song_lookup(songs)
+    key = ["title", "artist", "duration"]
+    changed = before.exceptAll(after).union(after.exceptAll(before)).select(key).distinct()
+    plays = desk.there(EVENTS).where("is_play").withColumn("duration", F.round("length", 5))
+    return months(plays.join(changed, on=key, how="left_semi"))
+
+
+def months_of_other_versions(desk: Desk, account: Account) -> set[str]:
+    """In which months plays lie that have come again with other facts, which win."""
+    if not account.known:
+        return set()
+    before = desk.still_valid("log_data", EVENTS, desk.touched).withColumn("songplay_id", songplay_id())
+    before, new = (rows.join(account.known_keys, on="songplay_id", how="left_semi") for rows in (before, account.rows))
+    other = clean_plays(before.unionByName(new)).exceptAll(clean_plays(before))
+    start_time = F.timestamp_millis("ts")
+    return months(other.select(F.year(start_time).alias("year"), F.month(start_time).alias("month"))) - desk.again
+
+
+def months(rows: DataFrame) -> set[str]:
+    return {f"year={row.year}/month={row.month}" for row in rows.select("year", "month").distinct().collect()}
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # Commands
 # ------------------------------------------------------------------------------------------------------------------
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, full: bool = False) -> None:
     """The whole job. What is to be read is listed, and where to write is locked, before Spark starts."""
     source, lake = storage(settings.input, settings), storage(settings.output, settings)
     inputs = {kind: json_files(source, kind) for kind in ("song_data", "log_data")}
@@ -1344,15 +1695,21 @@ def run(settings: Settings) -> None:
     bad_lines = f"{QUARANTINE}/run={report['run']}"
     with Lease(lake, report["run"], float(settings.lease_seconds), source) as lease:
         recover(lake)
+        past = Past.of(lake, settings, inputs, full)
         try:
-            build(spark_session(settings), settings, inputs, report)
+            staged = build(settings, past, report)
             check_shrink(lake, report["tables"], settings)
         except (JobError, OSError, PySparkException, Py4JError) as error:
-            report["outcome"] = f"failed: {one_line(error)}"
+            report["outcome"], report["tables"] = f"failed: {one_line(error)}", {}
             with suppress(JobError, OSError):  # what failed first is what is told
-                publish(lake, lease, report, [bad_lines])
-            raise
-        publish(lake, lease, report, [*TABLES, bad_lines])
+                publish(lake, lease, report, {bad_lines: 0}, past)
+            if not past.files or not past.holds(report["outcome"]):
+                raise
+        else:
+            publish(lake, lease, report, {**staged, bad_lines: 0}, past)
+    if report["outcome"] != PUBLISHED:
+        log.warning("%s; everything is built anew", report["outcome"])
+        return run(settings, full=True)
     for name, table in report["tables"].items():
         told = "{rows:,} rows in {files:,} files, {bytes:,} bytes".format(**table)
         log.info("%-9s %s, %s/%s", name, told, lake.root, name)
@@ -1362,63 +1719,68 @@ def run(settings: Settings) -> None:
 def new_report(settings: Settings) -> dict:
     """What a run tells of itself, as one JSON object a run, which engines read as a table."""
     return {
-        "run": f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}",
+        "run": f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}",
         "outcome": PUBLISHED,
         "started": now(),
         "settings": {key: "***" if value and "aws_" in key else value for key, value in asdict(settings).items()},
-        **{part: {} for part in ("seconds", "versions", "lines", "problems", "tables", "audits")},
+        "versions": {"python": platform.python_version()},
+        **{part: {} for part in ("seconds", "lines", "problems", "tables", "audits")},
         "files": [],
     }
 
 
-def build(spark: SparkSession, settings: Settings, inputs: dict[str, dict[str, int]], report: dict) -> None:
-    """Stages the five tables and the lines that cannot be used, and audits them. The report tells what was found."""
-    report["versions"] = {"spark": spark.version, "python": platform.python_version()}
-    song_sizes, log_sizes = (inputs[kind].values() for kind in ("song_data", "log_data"))
-    spark.conf.set("spark.sql.shuffle.partitions", tasks_for(spark, log_sizes))
-    source, lake = address(spark, settings.input), address(spark, settings.output)
-    staging = f"{lake}/{STAGING}/{report['run']}"
-    schema = dict(TABLES, songs=TABLES["songs"]._replace(partitions=LAYOUTS[settings.songs_partition_by]))
+def build(settings: Settings, past: Past, report: dict) -> dict[str, int]:
+    """Stages what the new input makes of the tables, and audits it. Returns the rows staged by name, 0 if not known.
 
-    def kept(name: str, rows: DataFrame) -> DataFrame:
-        with timed(report, name):
-            return stage(spark, schema[name], rows, f"{staging}/{name}")
-
-    songs = song_lines(checked(read_lines(spark, f"{source}/song_data"), SONG_FIELDS, SONG_RULES))
-    songs = songs.coalesce(tasks_for(spark, song_sizes))  # Spark's own choice is a task for 32 tiny files
+    Rows are added to the months that new lines are of. A month in which rows would have to change is built anew: it is
+    retired, and its events come once more. The first run is one on an empty lake, and so is a full one.
+    """
+    report["tables"] = {name: {"rows": rows} for name, rows in past.rows.items()}
+    if not past.changed("song_data") and not past.changed("log_data"):
+        log.info("nothing is new since the last run")
+        return {}
+    desk = Desk(spark_session(settings), settings, past, report)
+    songs = song_lines(desk.new_lines("song_data", SONG_FIELDS, SONG_RULES))
+    songs = songs.coalesce(tasks_for(desk.spark, past.new["song_data"].values()))  # else a task for 32 tiny files
+    songs_before = desk.still_valid("song_data", SONG_LINES)
+    all_songs = songs_before.unionByName(songs.where("problem IS NULL").select(*SONG_LINES.names()))
+    known_songs = clean_songs(all_songs)
     with timed(report, "reading"):
-        events = clean_events(checked(read_lines(spark, f"{source}/log_data"), LOG_FIELDS, LOG_RULES))
-        # Parsing is most of the work: to write columns and read them is cheaper than to parse twice, or to cache.
-        events = kept_for_this_run(events, f"{staging}/_events")
-    known_songs, versions = clean_songs(songs), user_versions(events)
-    with cached(songs), cached(known_songs), cached(versions):
+        events = desk.staged_events(clean_events(desk.new_lines("log_data", LOG_FIELDS, LOG_RULES)))
+    with cached(songs), cached(known_songs):
         with timed(report, "accounting"):
-            song_account = Account("song_data", inputs["song_data"], source, songs, songs)
-            log_account = Account("log_data", inputs["log_data"], source, events, versions)
-            song_account.tell_copies(SONG_KEY)
-            copies = log_account.tell_copies(PLAY_KEY)
+            song_account = Account("song_data", past.new["song_data"], desk.source, songs)
+            events_by_id = events.withColumn("songplay_id", songplay_id())
+            log_account = Account("log_data", past.new["log_data"], desk.source, events_by_id)
+            again = desk.once_more(
+                months_of_gone_lines(desk) | months_of_changed_songs(desk, known_songs) | desk.crowded()
+            )
+            song_account.tell_copies("song_id", songs_before)
+            log_account.tell_copies("songplay_id", desk.plays_there(again))
             report.update(told_by(song_account, log_account))
-            quarantine((song_account, log_account), f"{staging}/{QUARANTINE}/run={report['run']}")
+            quarantine((song_account, log_account), f"{desk.staging}/{QUARANTINE}/run={report['run']}")
         for account in (song_account, log_account):
             account.check(settings, f"{settings.output}/{QUARANTINE}/run={report['run']}")
-        plays = clean_plays(events) if copies else events.where("is_play")  # which spares a shuffle of wide rows
-        tables = star_schema(known_songs, plays, versions, kept)
+        every_event = events.unionByName(again).unionByName(desk.once_more(months_of_other_versions(desk, log_account)))
+        plays = desk.new_plays(every_event, log_account.copies)
+        versions = desk.all_versions(events, every_event)
+        tables = star_schema(known_songs, plays, versions, desk.kept)
+        if past.changed("song_data"):
+            desk.stage(SONG_LINES, all_songs)
         with timed(report, "audit"):
-            report["audits"] = audit(tables, *promised(song_account, log_account, versions))
-    report["tables"] = {name: {"rows": audited["rows"]} for name, audited in report["audits"].items()}
+            expected = {"users": count_of(versions, "user_id"), "songs": known_songs.count()}
+            if log_account.known or desk.again:
+                expected["songplays"], *span = plays.selectExpr("count(*)", "min(ts)", "max(ts)").first()
+            else:
+                expected["songplays"], span = log_account.total("accepted"), log_account.span
+            report["audits"] = audit(tables, expected, tuple(span))
+        desk.tell_tables()
+    return desk.staged
 
 
-def promised(songs: Account, logs: Account, versions: DataFrame) -> tuple[dict[str, int], tuple[int, int]]:
-    """What the input tells of the tables: how many rows three of them have, and the first and last ts of a play."""
-    users = versions.select(F.countDistinct("user_id")).first()[0]
-    span = versions.where("is_play").selectExpr(f"min(first) DIV {ITEMS}", f"max(nth) DIV {ITEMS}").first()
-    return {"songplays": logs.total("accepted"), "users": users, "songs": songs.total("accepted")}, tuple(span)
-
-
-def kept_for_this_run(rows: DataFrame, directory: str) -> DataFrame:
-    """The rows, read back from files that go with the run's staging."""
-    rows.write.parquet(directory)
-    return rows.sparkSession.read.schema(rows.schema).parquet(directory)
+def count_of(rows: DataFrame, key: str) -> int:
+    """How many distinct values there are."""
+    return rows.select(F.countDistinct(key)).first()[0]
 
 
 def told_by(*accounts: Account) -> dict:
@@ -1468,6 +1830,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow-shrink", dest="max_shrink", action="store_const", const="1", help="publish tables that have lost rows"
     )
+    parser.add_argument("--full", action="store_true", help="build all tables anew, from all of the input")
     return parser.parse_args(argv)
 
 
@@ -1479,7 +1842,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("py4j").setLevel(logging.CRITICAL)  # of a Java that has died it tells in stack traces, also here:
     logging.root.addFilter(not_of_py4j)
     try:
-        run(read_settings(options.pop("config"), **options))
+        full = options.pop("full")
+        run(read_settings(options.pop("config"), **options), full)
     except KeyboardInterrupt:
         log.error("interrupted; the next run cleans up, or finishes what this one had begun to publish")
         return 130

@@ -113,7 +113,8 @@ def table(spark: SparkSession, tmp_path: Path) -> Tables:
         song_lines = etl.checked(etl.read_lines(spark, f"{lake}/song_data"), etl.SONG_FIELDS, etl.SONG_RULES)
         log_lines = etl.checked(etl.read_lines(spark, f"{lake}/log_data"), etl.LOG_FIELDS, etl.LOG_RULES)
         events = etl.clean_events(log_lines)
-        tables = etl.star_schema(etl.clean_songs(song_lines), etl.clean_plays(events), etl.user_versions(events))
+        songs = etl.clean_songs(song_lines.where("problem IS NULL"))
+        tables = etl.star_schema(songs, etl.clean_plays(events), etl.user_versions(events))
         return sorted_rows(map(in_utc, row) for row in tables[name].collect())
 
     return rows_of

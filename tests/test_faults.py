@@ -68,8 +68,8 @@ def test_a_task_that_fails_once_changes_nothing(
             (failed / str(TaskContext.get().taskAttemptId())).touch()
             raise OSError("pulled the plug of a task that had read all of its lines")
 
-    def unreliable(spark: SparkSession, directory: str) -> DataFrame:
-        lines = read_lines(spark, directory)
+    def unreliable(spark: SparkSession, directory: str, names: list[str] | None) -> DataFrame:
+        lines = read_lines(spark, directory, names)
         return spark.createDataFrame(lines.rdd.mapPartitions(fails_once), lines.schema)
 
     monkeypatch.setattr(etl, "read_lines", unreliable)

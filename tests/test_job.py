@@ -99,10 +99,10 @@ def test_a_foreign_key_is_in_its_dimension_or_null(output: Path, name: str, colu
 
 def test_a_second_run_gives_the_same_rows_and_leaves_no_file_of_the_first(lake: Path, output: Path) -> None:
     rows, before = all_published(output), files(output)
-    assert run(lake, output) == 0
+    assert run(lake, output, "--full") == 0
     assert all_published(output) == rows
     assert not {name for name in files(output) & before if not name.startswith("_")}
-    assert {name.split("/")[0] for name in files(output)} - {"_quarantine"} == {*etl.TABLES, "_lock", "_runs"}
+    assert {name.split("/")[0] for name in files(output)} - {"_quarantine"} == {*etl.TABLES, "_lock", "_runs", "_state"}
 
 
 def test_rows_depend_neither_on_how_the_lines_are_cut_into_files_nor_on_their_order(

@@ -79,7 +79,7 @@ def test_the_sample_goes_up_the_job_runs_from_s3_to_s3_and_the_tables_are_right_
     output = downloaded(server, "tables", "sample", tmp_path)
     assert all_published(output) == in_order(oracle.five_tables(ROOT / "data"))
     left = {key for key in objects(server.client(), "tables", "sample") if not key.endswith((".parquet", "/"))}
-    assert {key.split("/")[1] for key in left} == {"_lock", "_runs"}
+    assert {key.split("/")[1] for key in left} == {"_lock", "_runs", "_state"}
     assert open_uploads(server.client(), "tables") == []
     logged = [path.read_bytes() for path in events.rglob("*") if path.is_file()]
     assert logged and b"spark.master" in b"".join(logged)
