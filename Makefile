@@ -15,7 +15,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
 run: .venv/java_home ## the job on the sample in data/; the tables go to output/
-	@$(RUN) etl.py
+	@$(RUN) etl.py --full
 	@echo "The five tables are in output/. Next: make test, make help, and README.md tells what the tables mean."
 
 notebook: .venv/notebook ## test_code.ipynb in JupyterLab: the raw data, the tables, questions with charts

@@ -4,6 +4,7 @@
     python benchmarks/bench.py                 4 M events (2 GB of logs, a file a day), 5,000 song files, 3 rounds
     python benchmarks/bench.py --scale 0.025   a quick look: 50 MB
     python benchmarks/bench.py --growth        the job at 1 and at 10 times the events, with 1 GB of heap
+    python benchmarks/bench.py --night         one more day: after a month, a year and three years, and on an empty lake
     python benchmarks/bench.py --tiny          the job on 14,896 song files, and on one file with the same rows
     python benchmarks/bench.py --profile       where the job's time goes, by stage, on the screen
     python benchmarks/bench.py --s3            the job's requests to S3, by s3_requests.py
@@ -40,6 +41,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spar
 RESULTS, README, PLOT = HERE / "results.json", HERE / "README.md", HERE / "bench.png"
 PROGRAMS = ("job", "floor", "duckdb", "polars", "usual")
 TINY_SONGS, SMALL_HEAP = 14_896, "1g"
+HISTORY_SONGS, HISTORIES = 100, {"nothing": 0, "a month": 30, "a year": 365, "three years": 1095}  # days
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,16 +182,77 @@ def tiny(options: argparse.Namespace) -> dict:
     return {"data": lake.described(), "heap": heap, "runs": by_turns(options.rounds, runs)}
 
 
+def night(options: argparse.Namespace) -> dict:
+    """The job on one more day, by the history that the day is added to; "all": on a year and the day at once."""
+    days = max(HISTORIES.values()) + 1
+    lake, heap = Lake(scaled(options) * days // options.days, HISTORY_SONGS, days).made(), own_heap()
+    with empty_folder() as folder:
+        runs = {name: Night(lake.place, folder / name, days, heap).timed for name, days in HISTORIES.items()}
+        runs["all"] = Night(lake.place, folder / "all", HISTORIES["a year"], heap, "--full").timed
+        return {"data": lake.described(), "heap": heap, "runs": by_turns(options.rounds, runs)}
+
+
+class Night:
+    """The last day of a lake, and its history: some days before it, of which the tables are there."""
+
+    def __init__(self, lake: Path, folder: Path, days: int, heap: str, *options: str) -> None:
+        self.source, self.before, self.output, self.heap = folder / "in", folder / "before", folder / "out", heap
+        self.options = options
+        logs = sorted((lake / "log_data").rglob("*.json"))
+        self.last = logs[-1], self.source / logs[-1].relative_to(lake)
+        for file in [*logs[-1 - days : -1], *(lake / "song_data").rglob("*.json")]:
+            self.link(file, self.source / file.relative_to(lake))
+        if days:
+            say(f"tables of {days} days")
+            measure.measured(command("job", self.source, self.before), ROOT, environment(heap))
+
+    def link(self, file: Path, name: Path) -> None:
+        """The same file under another name: time and content are what the job knows it by."""
+        name.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, name)
+
+    def timed(self) -> dict:
+        """What a run on the history and the day took, and what became of the files of the lake."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        if self.before.exists():
+            shutil.copytree(self.before, self.output)
+        self.link(*self.last)
+        warm(self.source)
+        before = tables_of(self.output)
+        with empty_folder() as logs:
+            words = [*command("job", self.source, self.output), *self.options]
+            usage = measure.measured(words, ROOT, environment(self.heap, *event_log(logs)))
+            read = stages.profile(only_file(logs)).read
+        self.last[1].unlink()
+        after = tables_of(self.output)
+        sizes = {"json": self.last[0].stat().st_size, "read": read, "files": len(after)}
+        changes = {"new": len(after - before), "retired": len(before - after)}
+        return {"wall": round(usage.wall, 3), "cpu": round(usage.cpu, 3), "memory": usage.memory, **sizes, **changes}
+
+
+def tables_of(output: Path) -> set[Path]:
+    """The files of the tables and of the state."""
+    return {file for file in output.rglob("*.parquet") if "_staging" not in file.parts}
+
+
+def event_log(folder: Path) -> list[str]:
+    """Options for Spark to write its event log into the folder, as stages.py reads it."""
+    settings = {"enabled": "true", "dir": f"file://{folder}", "compress": "false", "rolling.enabled": "false"}
+    return [f"--conf spark.eventLog.{key}={value}" for key, value in settings.items()]
+
+
+def only_file(folder: Path) -> Path:
+    (file,) = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return file
+
+
 def show_profile(options: argparse.Namespace) -> None:
     """Runs the job once with Spark's event log on, and prints where its time went."""
     lake = Lake(scaled(options), options.songs, options.days).made()
     warm(lake.place)
     with empty_folder() as target, empty_folder() as logs:
-        settings = {"enabled": "true", "dir": f"file://{logs}", "compress": "false", "rolling.enabled": "false"}
-        conf = [f"--conf spark.eventLog.{key}={value}" for key, value in settings.items()]
-        usage = measure.measured(command("job", lake.place, target), ROOT, environment(own_heap(), *conf))
-        (log,) = (file for file in logs.iterdir() if not file.name.startswith("."))
-        found = stages.profile(log)
+        usage = measure.measured(command("job", lake.place, target), ROOT, environment(own_heap(), *event_log(logs)))
+        found = stages.profile(only_file(logs))
     print(stages.tables(found, usage.started, usage.java, usage.ended))
     rest = usage.cpu - usage.python - found.cpu
     print(
@@ -264,7 +327,7 @@ def programs(text: str) -> list[str]:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
-    for name in ("growth", "tiny", "profile", "s3", "render"):
+    for name in ("growth", "night", "tiny", "profile", "s3", "render"):
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name)
     parser.set_defaults(mode="comparison")
     parser.add_argument("--scale", type=float, default=1, help="multiplies the events (default 1)")
@@ -278,7 +341,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    measured = {"comparison": comparison, "growth": growth, "tiny": tiny}
+    measured = {"comparison": comparison, "growth": growth, "night": night, "tiny": tiny}
     if options.mode == "profile":
         show_profile(options)
     elif options.mode == "s3":

@@ -120,6 +120,26 @@ def tiny(section: dict) -> list[str]:
     return [*lines, "", f"{words}; asked is {goal}{verdict(median(ratios), goal)}.", "", *told(section)]
 
 
+def night(section: dict) -> list[str]:
+    """One more day by the history before it, and the ratios that are asked of it."""
+    head = "| the day is added to | seconds | core seconds | read by Spark, MB | files of the lake | new | retired |"
+    lines = [head, "|---|" + "---:|" * 6]
+    names = {"nothing": "an empty lake", "all": "a year, all of it read again (`--full`)"}
+    for name, runs in by_program(section["runs"]).items():
+        cells = f"{spread([run['wall'] for run in runs], '.1f')} | {middle(runs, 'cpu'):.1f}"
+        files = " | ".join(f"{middle(runs, key):,.0f}" for key in ("files", "new", "retired"))
+        lines.append(f"| {names.get(name, name)} | {cells} | {middle(runs, 'read') / MB:,.1f} | {files} |")
+    asked = {("a year", "nothing"): "at most 1.3", ("three years", "a month"): "at most 1.1", ("all", "a year"): ""}
+    words = [
+        f"{names.get(above, above)} over {names.get(below, below)}: **{spread(ratios, '.2f')}**"
+        + (f", asked is {goal}{verdict(median(ratios), goal)}" if goal else "")
+        for (above, below), goal in asked.items()
+        if (ratios := paired(section["runs"], above, below))
+    ]
+    day = f"The day is {section['runs'][0]['json'] / MB:.1f} MB of JSON. "
+    return [*lines, "", day + "Seconds, " + "; ".join(words) + ".", "", *told(section)]
+
+
 def told(section: dict) -> list[str]:
     """The data and the machine behind a table, in a sentence each."""
     machine, data = section["machine"], section["data"]
@@ -133,7 +153,12 @@ def told(section: dict) -> list[str]:
     ]
 
 
-SECTIONS: dict[str, Callable[[dict], list[str]]] = {"comparison": comparison, "growth": growth, "tiny": tiny}
+SECTIONS: dict[str, Callable[[dict], list[str]]] = {
+    "comparison": comparison,
+    "growth": growth,
+    "night": night,
+    "tiny": tiny,
+}
 
 
 def rendered(text: str, results: dict) -> str:

@@ -1,4 +1,4 @@
-"""Counts the job's S3 requests by operation: the job's own committer against Spark's classic one.
+"""Counts the job's S3 requests by operation: all of the input by its own committer and by Spark's classic one, one day.
 
     python benchmarks/s3_requests.py            500 song files and 30 log files; writes benchmarks/s3_requests.md
 
@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -38,19 +37,24 @@ JOB = "import sys\nsys.exit(etl.main(sys.argv[1:]))"
 PROGRAMS = {"classic": CLASSIC + JOB, "own": "import etl\n" + JOB}
 
 
-def counted(server: Server, committer: str, place: Path) -> tuple[Counter[str], float]:
-    """Requests by operation, and seconds, of a second run: one that has a table to replace."""
-    client = server.client()
+def counted(server: Server, committer: str, place: Path, last: Path) -> tuple[Counter[str], Counter[str]]:
+    """Requests by operation of a night that adds the last log file, and of a full run, which has tables to replace."""
+    client, key = server.client(), last.relative_to(place / "lake").as_posix()
     client.create_bucket(Bucket=committer)
+    client.delete_object(Bucket="raw", Key=key)
     with fault_proxy(server.endpoint) as proxy:
         config = server.behind(proxy.endpoint).dl_cfg(place / "dl.cfg", "s3://raw", OUTPUT=f"s3://{committer}/tables")
         command = [sys.executable, "-c", PROGRAMS[committer], "--config", str(config)]
-        for _ in range(2):
+
+        def run(*options: str) -> Counter[str]:
             proxy.forget()
-            since = time.monotonic()
-            subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "AWS_EC2_METADATA_DISABLED": "true"})
-            seconds = time.monotonic() - since
-        return proxy.counts(), seconds
+            env = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
+            subprocess.run([*command, *options], cwd=ROOT, check=True, env=env)
+            return proxy.counts()
+
+        run()
+        client.upload_file(str(last), "raw", key)
+        return run(), run("--full")
 
 
 def main() -> int:
@@ -66,18 +70,20 @@ def main() -> int:
         server.client().create_bucket(Bucket="raw")
         if upload.main([str(place / "lake"), "--config", str(server.dl_cfg(place / "dl.cfg", "s3://raw"))]):
             return 1
-        counts = {committer: counted(server, committer, place)[0] for committer in PROGRAMS}
-    operations = sorted(set().union(*counts.values()), key=lambda name: -counts["classic"][name])
+        last = max((place / "lake" / "log_data").rglob("*.json"))
+        _, classic = counted(server, "classic", place, last)
+        night, own = counted(server, "own", place, last)
+    operations = sorted({*classic, *own, *night}, key=lambda name: -classic[name])
     lines = [
         "# S3 requests of a run",
         "",
-        f"Made by `python benchmarks/s3_requests.py`: {options.songs} song and {options.days} log files, and tables",
-        "that are there already and are replaced.",
+        f"Made by `python benchmarks/s3_requests.py`: {options.songs} song and {options.days} log files. All of them",
+        "are read and the tables that are there replaced (`--full`), or one of the log files is new.",
         "",
-        "| request | classic committer | the job's |",
-        "|---|---|---|",
-        *(f"| {name} | {counts['classic'][name]:,} | {counts['own'][name]:,} |" for name in operations),
-        f"| **all** | **{counts['classic'].total():,}** | **{counts['own'].total():,}** |",
+        "| request | all, classic committer | all, the job's | one new log file |",
+        "|---|---:|---:|---:|",
+        *(f"| {name} | {classic[name]:,} | {own[name]:,} | {night[name]:,} |" for name in operations),
+        f"| **all** | **{classic.total():,}** | **{own.total():,}** | **{night.total():,}** |",
     ]
     (ROOT / "benchmarks" / "s3_requests.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

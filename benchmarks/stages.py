@@ -86,6 +86,11 @@ class Profile:
     def cpu(self) -> float:
         return sum(stage.cpu for stage in self.stages.values())
 
+    @property
+    def read(self) -> int:
+        """Bytes from files or the cache."""
+        return sum(stage.read for stage in self.stages.values())
+
 
 def events(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8") as lines:

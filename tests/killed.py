@@ -63,6 +63,7 @@ def delete_one_by_one(inner: Callable) -> Callable:
 if __name__ == "__main__":
     for step in STEPS:
         setattr(etl, step, watched(step, getattr(etl, step)))
+    etl.Desk.once_more = watched("once_more", etl.Desk.once_more)
     for kind in (etl.Disk, etl.Bucket):
         for change in CHANGES:
             setattr(kind, change, watched(change, getattr(kind, change)))

@@ -117,6 +117,7 @@ def section(*runs: dict) -> dict:
 
 
 # The machine was three times slower in the second round; the ratio was not.
+NIGHTS = {"nothing": 20, "a month": 20, "a year": 24, "three years": 24, "all": 96}
 RESULTS = {
     "comparison": section(
         run("job", 1, 20), run("floor", 1, 10), run("usual", 1, 100),
@@ -125,6 +126,9 @@ RESULTS = {
     ),
     "growth": section(
         run("1x", 1, 20, events=4_000_000, input=2e9), run("10x", 1, 208, events=40_000_000, input=2e10),
+    ),
+    "night": section(
+        *(run(name, 1, wall, json=5e6, read=12e6, new=30, retired=3) for name, wall in NIGHTS.items()),
     ),
     "tiny": section(run("many", 1, 30, songs=14_896), run("one", 1, 12, songs=1)),
 }  # fmt: skip
@@ -153,6 +157,13 @@ def test_growth_is_told_per_event(page):
     assert "large over small: **1.04**; asked is at most 1.05: met." in page(RESULTS)
 
 
+def test_a_night_is_held_against_a_day_alone_and_against_a_short_history(page):
+    text = page(RESULTS)
+    assert "| an empty lake | 20.0 | 40.0 | 12.0 | 80 | 30 | 3 |" in text
+    assert "a year over an empty lake: **1.20**, asked is at most 1.3: met; three years over a month: **1.20**," in text
+    assert "all of it read again (`--full`) over a year: **4.00**." in text
+
+
 def test_tiny_files_are_held_against_one_file(page):
     assert "| 14,896 | 30.0 | 60.0 | 3.0 |" in page(RESULTS)
     assert "with the same rows: **2.50**; asked is at most 2: missed." in page(RESULTS)
@@ -160,7 +171,7 @@ def test_tiny_files_are_held_against_one_file(page):
 
 def test_rendering_touches_only_what_is_between_the_markers(page):
     empty, full = page({}), page(RESULTS)
-    assert empty.count("*Not measured yet.*") == 3
+    assert empty.count("*Not measured yet.*") == 4
     assert full.count("*Not measured yet.*") == 0
     assert report.rendered(full, {}) == empty
     assert report.rendered(full, RESULTS) == full

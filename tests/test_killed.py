@@ -18,18 +18,18 @@ from s3 import Server, moto_server, objects, open_uploads
 
 import etl
 
-# What tests/killed.py knows as points, in the order of a run over the two small lakes below. The first `write` is the
-# journal's, the second the report's. Moves 1 to 8 bring the new files, deletes 3 to 9 retire the old, 10 the journal.
+# What tests/killed.py knows as points, in the order of a night over the small lake below. The first `write` is the
+# journal's, then the ledger's and the report's. Moves bring new files, deletes 3 to 10 retire old ones, 11 the journal.
 BEFORE = [
-    "recover 1", "spark_session 1", "build 1", "quarantine 1", "in quarantine 1", "stage 1", "in stage 1", "stage 2",
-    "stage 3", "in stage 3", "stage 4", "stage 5", "audit 1", "in audit 1", "check_shrink 1", "publish 1", "write 1",
+    "recover 1", "spark_session 1", "build 1", "once_more 1", "in once_more 1", "quarantine 1", "stage 1", "in stage 1",
+    "stage 2", "in stage 3", "stage 7", "audit 1", "in audit 1", "check_shrink 1", "publish 1", "write 1",
 ]  # fmt: skip
 PUBLISHING = [
-    "move 1", "move 2", "move 4", "move 8",
-    "delete 3", "delete 4", "delete 6", "delete 9", "write 2", "delete 10", "clear 2",
+    "move 1", "move 2", "move 9", "move 17",
+    "delete 3", "delete 4", "delete 7", "delete 10", "write 2", "write 3", "delete 11", "clear 2",
 ]  # fmt: skip
-ALIKE = {"build 1", "quarantine 1", "stage 2", "stage 4", "check_shrink 1", "move 2", "delete 4"}  # on S3 spared
-QUICK = {"in stage 1", "move 4", "delete 6"}  # the others take minutes: make test-killed
+ALIKE = {"build 1", "quarantine 1", "stage 2", "stage 7", "check_shrink 1", "move 2", "delete 4"}  # on S3 spared
+QUICK = {"in stage 1", "move 9", "delete 7"}  # the others take minutes: make test-killed
 
 
 def points(names: list[str], quick: set[str]) -> list:
@@ -42,10 +42,10 @@ class Place:
     def __init__(self, root: Path, config: Path, address: str, server: Server | None = None) -> None:
         self.root, self.config, self.address, self.server = root, config, address, server
 
-    def run(self, source: str, point: str = "") -> int:
+    def run(self, point: str = "", *options: str) -> int:
         """Runs the job in a process group of its own, and returns its exit code: -9 if it was killed at the point."""
-        arguments = ["--config", str(self.config), "--input", str(self.root / source), "--output", self.address]
-        command = [sys.executable, str(ROOT / "tests" / "killed.py"), point, *arguments, "--allow-shrink"]
+        arguments = ["--config", str(self.config), "--input", str(self.root / "in"), "--output", self.address]
+        command = [sys.executable, str(ROOT / "tests" / "killed.py"), point, *arguments, *options]
         quick = {"JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1"}
         done = subprocess.run(command, start_new_session=True, capture_output=True, env={**os.environ, **quick})
         assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()[-3000:]
@@ -82,14 +82,19 @@ class Place:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two inputs, old and new, and `before`: the tables of the old one."""
+    """`before`: the tables of an input. `in`: the same with what has come since, of which a night has all to do that
+    one can: rows are added to a month, a month is new, another is built anew since its play has another song now."""
     root = tmp_path_factory.mktemp("killed")
-    write_lake(root / "old", [song()], [play_of(song()), event(itemInSession=1), event(userId="8", at="2018-12-01")])
-    write_lake(root / "new", [song(song_id="SO2", year=1950)], [event(at="2017-01-01"), play_of(song()), "{"])
-    shutil.copy(ROOT / "dl.cfg", root / "dl.cfg")
+    plays = [play_of(song()), event(itemInSession=1), event(userId="8", at="2018-12-01")]
+    write_lake(root / "in", [song()], plays)
     config = (ROOT / "dl.cfg").read_text().replace("MAX_BAD_RATIO = 0.05", "MAX_BAD_RATIO = 1")
     (root / "dl.cfg").write_text(config)
-    assert Place(root, root / "dl.cfg", str(root / "before")).run("old") == 0
+    assert Place(root, root / "dl.cfg", str(root / "before")).run() == 0
+    shutil.copytree(root / "in", root / "old")
+    for kind, name in (("song_data", "songs.json"), ("log_data", "more.json")):
+        songs, plays = [song(song_id="SO0", year=1950)], [event(at="2017-01-01"), event(at="2018-12-02"), "{"]
+        new = write_lake(root / "new", songs, plays)
+        (new / kind / "A" / "rows.json").rename(root / "in" / kind / name)
     return root
 
 
@@ -108,13 +113,13 @@ def s3(root: Path) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def expected(root: Path) -> Callable[[bool], dict[str, list[tuple]]]:
-    old, new = (in_order(five_tables(str(root / name))) for name in ("old", "new"))
+    old, new = (in_order(five_tables(str(root / name))) for name in ("old", "in"))
     return lambda published: new if published else old
 
 
-def killed_and_recovered(place: Place, point: str, expected: Callable, published: bool) -> None:
+def killed_and_recovered(place: Place, point: str, expected: Callable, published: bool, *options: str) -> None:
     place.reset()
-    assert place.run("new", point) == -signal.SIGKILL, f"{point} was not passed"
+    assert place.run(point, *options) == -signal.SIGKILL, f"{point} was not passed"
     storage = place.storage()
     if not published:
         assert place.tables() == expected(False)
@@ -123,6 +128,8 @@ def killed_and_recovered(place: Place, point: str, expected: Callable, published
     assert place.tables() == expected(published)
     assert storage.files(etl.STAGING) == {}
     assert len(storage.files(etl.RUNS)) == 1 + published
+    there = {file: size for name in (*etl.TABLES, etl.STATE) for file, size in storage.files(name).items()}
+    assert etl.read_ledger(storage)["files"] == {file: size for file, size in there.items() if file != etl.LEDGER}
     assert not place.server or open_uploads(place.server.client(), "lake") == []
 
 
@@ -140,6 +147,15 @@ def test_killed_while_it_publishes_on_a_disk_a_run_is_finished_by_the_next(
 ) -> None:
     record_property("killed on a disk", 1)
     killed_and_recovered(disk, point, expected, published=True)
+
+
+@pytest.mark.killed
+@pytest.mark.parametrize("point, published", [("stage 5", False), ("move 9", True), ("delete 8", True)])
+def test_a_full_run_that_is_killed_is_as_whole_as_a_night(
+    disk: Place, point: str, published: bool, expected: Callable, record_property: Callable
+) -> None:
+    record_property("killed on a disk", 1)
+    killed_and_recovered(disk, point, expected, published, "--full")
 
 
 @pytest.mark.parametrize("point", points([name for name in BEFORE if name not in ALIKE], set()))
@@ -165,7 +181,7 @@ def test_a_run_that_is_killed_while_it_finishes_another_is_finished_by_the_third
 ) -> None:
     place = request.getfixturevalue(place)
     place.reset()
-    assert place.run("new", "move 3") == place.run("new", "delete 5") == -signal.SIGKILL
-    assert place.run("new") == 0
+    assert place.run("move 3") == place.run("delete 5") == -signal.SIGKILL
+    assert place.run() == 0
     assert place.tables() == expected(True)
     assert place.storage().files(etl.STAGING) == {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import zlib
 from datetime import datetime
 
 import pytest
 import xxhash
-from conftest import Tables, epoch_ms, event, play_of, song
+from conftest import ROOT, Tables, epoch_ms, event, play_of, song
 
 import etl
 
@@ -243,3 +245,16 @@ def test_time_tells_hour_day_iso_week_and_weekday(
 def test_time_has_one_row_per_start_time_and_only_those_of_plays(table: Tables) -> None:
     events = [event(), event(userId="8"), event(at="2018-11-20", page="Home")]
     assert len(table("time", events=events)) == 1
+
+
+# Nights --------------------------------------------------------------------------------------------------------------
+
+
+def test_who_changes_what_rows_mean_raises_its_number() -> None:
+    """What decides about rows stands under two headings. Rows of yesterday's code and of today's must not be mixed."""
+    parts = re.split("^# -{20,}\n# (.*)\n# -{20,}\n", (ROOT / "etl.py").read_text(), flags=re.M)
+    said = dict(zip(parts[1::2], parts[2::2], strict=True))
+    meaning = said["What the data is"] + said["What each table means: DataFrame in, DataFrame out"]
+    found = (etl.MEANING, zlib.crc32(meaning.encode()))
+    told = f"if the change makes other rows, raise MEANING in etl.py; in any case put {found[1]} here"
+    assert found == (1, 0), told
