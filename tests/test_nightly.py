@@ -230,8 +230,8 @@ def test_what_a_file_had_brought_goes_with_it_and_the_log_says_so(
 
 
 def test_after_many_nights_a_month_has_few_files(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etl, "FEW_FILES", 3)
-    for number in range(8):
+    monkeypatch.setattr(etl, "FEW_FILES", 2)
+    for number in range(4):
         nights.deliver(f"log_data/{number}.json", [event(at="2018-11-20", itemInSession=number)])
         assert nights.run() == 0
     for name in ("songplays", "time", "_state/events"):
@@ -269,8 +269,8 @@ def other_bytes(path: Path) -> None:
             lambda path: shutil.copy(path, path.with_name("copy.parquet")),
             "users/copy.parquet is not as the last run has left it",
         ),
-        ("_state/users/*.parquet", other_bytes, "/_state/users/part-"),
-        ("songplays/*/*/*.parquet", other_bytes, "/songplays/year=2018/month=11/part-"),
+        ("_state/users/*.parquet", other_bytes, "corrupted file"),
+        ("songplays/*/*/*.parquet", other_bytes, "corrupted file"),
     ],
 )
 def test_a_lake_that_is_not_as_the_ledger_tells_is_built_anew(
