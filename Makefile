@@ -42,8 +42,8 @@ test-timezone: .venv/tests ## the meaning of the tables, on a machine whose cloc
 	@$(TEST) TZ=America/New_York .venv/bin/python -m pytest tests/test_tables.py tests/test_job.py -k 'tables or oracle_has'
 
 test-spark35: .venv35/tests .venv/java_home ## the job's tests on Spark 3.5.6, what emr-7.13.0 runs
-	@$(TEST) .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py \
-		tests/test_accounting.py tests/test_audit.py tests/test_report.py
+	@$(TEST) NIGHTS=2 .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py \
+		tests/test_accounting.py tests/test_audit.py tests/test_report.py tests/test_nightly.py
 
 test-killed: .venv/tests ## SIGKILL at each step of the job, tables on a disk and on S3
 	@$(TEST) .venv/bin/python -m pytest -m killed -n 2 --dist load

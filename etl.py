@@ -1712,7 +1712,8 @@ def run(settings: Settings, full: bool = False) -> None:
             publish(lake, lease, report, {**staged, bad_lines: 0}, past)
     if report["outcome"] != PUBLISHED:
         log.warning("%s; everything is built anew", report["outcome"])
-        return run(settings, full=True)
+        run(settings, full=True)
+        return
     for name, table in report["tables"].items():
         told = "{rows:,} rows in {files:,} files, {bytes:,} bytes".format(**table)
         log.info("%-9s %s, %s/%s", name, told, lake.root, name)

@@ -89,7 +89,7 @@ def write_lake(root: Path, songs: Iterable[dict | str] = (), events: Iterable[di
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long files first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_s3_job", "test_job"))
+    items.sort(key=lambda item: item.path.stem not in ("test_nightly", "test_s3_job", "test_job"))
 
 
 @pytest.fixture(scope="session")

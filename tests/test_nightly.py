@@ -109,6 +109,7 @@ def deliveries(kind: str, rows: st.SearchStrategy) -> st.SearchStrategy:
     return st.tuples(names, st.none() | st.lists(rows | st.just("{"), min_size=1, max_size=4))
 
 
+# NIGHTS=60 tries that many sequences, in ten minutes or so.
 NIGHT = st.lists(
     deliveries("log_data", EVENTS) | deliveries("log_data", EVENTS) | deliveries("song_data", VERSIONS),
     min_size=1,
@@ -117,7 +118,7 @@ NIGHT = st.lists(
 
 
 @settings(
-    max_examples=int(os.environ.get("NIGHTS", "8")),
+    max_examples=int(os.environ.get("NIGHTS", "6")),
     deadline=None,
     database=None,
     derandomize=True,
