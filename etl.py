@@ -15,6 +15,8 @@ Input is newline-delimited JSON, at any depth under INPUT/song_data and INPUT/lo
 Output is OUTPUT/<table>/, in Hive layout; lines that cannot be used go to OUTPUT/_quarantine/, and what a run has done
 is told in OUTPUT/_runs/. INPUT, OUTPUT and the AWS keys stand in dl.cfg. All times are UTC.
 
+A run adds what has come since the last one, which OUTPUT/_state/ tells, and the tables are those of one run over all.
+
 Exit codes: 0 done, 1 failed (nothing that readers see has changed), 2 wrong usage or configuration, 130 interrupted.
 """
 
