@@ -66,7 +66,7 @@ def lake(settings: etl.Settings) -> str:
         )
     if settings.endpoint:
         raise UsageError(f"[LAKE] ENDPOINT = {settings.endpoint!r}: Athena reads Amazon's S3 alone; leave it out")
-    return "s3://" + settings.output.split("://", 1)[1].rstrip("/")
+    return "s3://" + etl.s3_path(settings.output)
 
 
 def columns(table: Table) -> tuple[dict[str, str], dict[str, str]]:

@@ -179,7 +179,7 @@ def all_tags(cluster: Cluster, settings: etl.Settings, run: str) -> dict[str, st
 
 def lake_of(settings: etl.Settings) -> str:
     """The output address, however it is written: s3a://lake/tables/ -> s3://lake/tables"""
-    return "s3://" + "/".join(etl.s3_place(settings.output)).rstrip("/")
+    return "s3://" + etl.s3_path(settings.output)
 
 
 def script(cluster: Cluster, run: str) -> str:

@@ -343,7 +343,7 @@ def wrong_settings(settings: Settings) -> Iterator[tuple[str, str]]:
         if re.search(r"[*?{}\[\]\\#\x00-\x1f]", place):
             yield key, "to Spark * ? { } [ ] \\ # are more than a name; choose a place without them"
     source, lake = (
-        "/".join(s3_place(place)).rstrip("/") if on_s3(place) else os.path.realpath(place)
+        s3_path(place) if on_s3(place) else os.path.realpath(place)
         for place in (settings.input, settings.output)
     )
     if f"{lake}/".startswith((f"{source}/song_data/", f"{source}/log_data/")):
@@ -372,6 +372,11 @@ def check_keys(path: str, settings: Settings) -> None:
 
 def on_s3(address: str) -> bool:
     return address.split("://")[0] in ("s3", "s3a", "s3n")
+
+
+def s3_path(address: str) -> str:
+    """s3://bucket/a/prefix/ -> bucket/a/prefix"""
+    return "/".join(s3_place(address)).rstrip("/")
 
 
 def s3_place(address: str) -> tuple[str, str]:
@@ -788,7 +793,7 @@ def s3_client(settings: Settings, **config: object):
 def address(spark: SparkSession, place: str) -> str:
     """The place as Hadoop is to be told it: s3:// where it is served, else s3a://; file:// for a directory."""
     if on_s3(place):
-        return ("s3://" if on_emr(spark) else "s3a://") + "/".join(s3_place(place)).rstrip("/")
+        return ("s3://" if on_emr(spark) else "s3a://") + s3_path(place)
     if not spark.sparkContext.master.startswith("local"):
         raise UsageError(f"{place}: a cluster's machines do not share a directory; give an s3:// address")
     return f"file://{os.path.abspath(place)}"
@@ -1175,9 +1180,14 @@ def now() -> str:
 # Readers pass over names that begin with an underscore.
 STAGING, JOURNAL, QUARANTINE, RUNS, STATE = "_staging", "_journal.json", "_quarantine", "_runs", "_state"
 LEDGER = f"{STATE}/ledger.json"
-AGAIN = "_again"  # where events are staged that come once more; once and twice a run, to places of their own
+AGAIN = "_again"  # where events are staged that come once more; that may happen twice in a run, hence numbers
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # of a partition
 PUBLISHED = "published"  # the outcome of a run that did; of another it is "failed: ...", and why
+
+
+def bad_lines_of(report: dict) -> str:
+    """Where the lines lie that the run could not use."""
+    return f"{QUARANTINE}/run={report['run']}"
 
 
 def publish(lake: Disk | Bucket, lease: Lease, report: dict, staged: dict[str, int], past: Past) -> None:
@@ -1194,10 +1204,10 @@ def publish(lake: Disk | Bucket, lease: Lease, report: dict, staged: dict[str, i
             raise JobError(f"{lake.root}/{staging}/{name} does not hold what was written there; nothing was published")
         targets = {file: re.sub(f"^{staging}/({AGAIN}[0-9]+/)?", "", file) for file in found}
         moves.update(targets)
-        if name != f"{QUARANTINE}/run={report['run']}":
+        if name != bad_lines_of(report):
             files.update({targets[file]: size for file, size in found.items()})
     for name, table in report["tables"].items():
-        sizes = [size for file, size in files.items() if file.startswith(f"{name}/")]
+        sizes = [files[file] for file in of_table(files, name)]
         table.update(files=len(sizes), bytes=sum(sizes))
     journal = {"move": moves, "retire": sorted(retired), "report": report}
     if report["outcome"] == PUBLISHED:
@@ -1453,9 +1463,8 @@ class Past:
 
     @classmethod
     def of(cls, lake: Disk | Bucket, settings: Settings, inputs: dict[str, dict[str, Size]], full: bool) -> Past:
-        there = {file: int(size) for name in (*TABLES, STATE) for file, size in lake.files(name).items()}
-        ledger = read_ledger(lake) if there.pop(LEDGER, None) else None
-        place = "/".join(s3_place(settings.input)) if on_s3(settings.input) else os.path.abspath(settings.input)
+        there, ledger = lake_files(lake), None if full else read_ledger(lake)
+        place = s3_path(settings.input) if on_s3(settings.input) else os.path.abspath(settings.input)
         rules = {"meaning": MEANING, "input": place, "songs_partition_by": settings.songs_partition_by}
         why = unfit(ledger, rules, there) if there and not full else ""
         if why:
@@ -1480,7 +1489,7 @@ class Past:
 
     def files_of(self, name: str, months: Iterable[str] | None = None) -> list[str]:
         """The files of a table that stay, of some months or all."""
-        files = (file for file in self.files if file.startswith(f"{name}/") and file not in self.retired)
+        files = (file for file in of_table(self.files, name) if file not in self.retired)
         return [file for file in files if months is None or month_of(file) in months]
 
     def ledger(self, files: dict[str, int], tables: dict[str, dict]) -> dict:
@@ -1491,10 +1500,22 @@ class Past:
         return {"checksum": checksum(told), **told}
 
 
+def lake_files(lake: Disk | Bucket) -> dict[str, int]:
+    """The files of the tables and of the state that the ledger tells of, and their bytes."""
+    files = {file: int(size) for name in (*TABLES, STATE) for file, size in lake.files(name).items()}
+    files.pop(LEDGER, None)
+    return files
+
+
+def of_table(files: Iterable[str], name: str) -> list[str]:
+    return [file for file in files if file.startswith(f"{name}/")]
+
+
 def read_ledger(lake: Disk | Bucket) -> dict | None:
-    """The ledger; None if it is damaged."""
-    with suppress(ValueError, AttributeError, KeyError):
-        ledger = json.loads(lake.read(LEDGER) or "")
+    """The ledger; None if it is missing or damaged."""
+    text = lake.read(LEDGER) or ""
+    with suppress(JobError):
+        ledger = parsed(lake, LEDGER, text, "checksum")
         if ledger.pop("checksum") == checksum(ledger):
             return ledger
     return None
@@ -1591,13 +1612,13 @@ class Desk:
     def plays_there(self, again: DataFrame) -> DataFrame:
         """The ids of the plays that are there, of the months that new lines are of."""
         there = self.there(TABLES["songplays"], self.touched).select("songplay_id")
-        return there.union(again.where("is_play").select(songplay_id()))
+        return there.union(with_id(again.where("is_play")).select("songplay_id"))
 
     def new_plays(self, events: DataFrame, copies: bool) -> DataFrame:
         """One row per play that is to be written: of those that are there already, none."""
         if not copies and not self.again:
             return events.where("is_play")  # as they are, which spares a shuffle of wide rows
-        plays = clean_plays(events).withColumn("songplay_id", songplay_id())
+        plays = with_id(clean_plays(events))
         known = already(self.there(TABLES["songplays"], self.touched), plays, "songplay_id")
         return plays.join(known, on="songplay_id", how="left_anti")
 
@@ -1621,9 +1642,10 @@ class Desk:
             return rows  # which are there already
         if name != "time":
             return self.stage(table, rows)
-        self.known_times = already(self.there(table, self.touched), rows, "start_time")
-        new = self.stage(table, rows.join(self.known_times, on="start_time", how="left_anti"))
-        return new.select("start_time").union(self.known_times)
+        known = already(self.there(table, self.touched), rows, "start_time")
+        new = self.stage(table, rows.join(known, on="start_time", how="left_anti"))
+        self.staged[name] = new.count()  # the audit counts the known ones, too
+        return new.select("start_time").union(known)
 
     def stage(self, table: Table, rows: DataFrame) -> DataFrame:
         if table.name not in BY_MONTH:
@@ -1636,15 +1658,18 @@ class Desk:
     def tell_tables(self) -> None:
         """Tells by what was audited how many rows are staged, and how many the tables will have."""
         for name, audited in self.report["audits"].items():
-            rows, before = audited["rows"], 0
-            if name == "time":
-                rows -= self.known_times.count()
+            if name in self.staged and name != "time":
+                self.staged[name] = audited["rows"]
+            rows = audited["rows"]
             if name in BY_MONTH:
-                retired = [file for file in self.past.files.keys() & self.past.retired if file.startswith(f"{name}/")]
+                retired = of_table(self.past.files.keys() & self.past.retired, name)
                 before = self.past.rows.get(name, 0) - rows_in(self.spark, TABLES[name], self.lake, retired).count()
-            if name in self.staged:
-                self.staged[name] = rows
-            self.report["tables"][name] = {"rows": before + rows}
+                rows = before + self.staged[name]
+            self.report["tables"][name] = {"rows": rows}
+
+
+def with_id(events: DataFrame) -> DataFrame:
+    return events.withColumn("songplay_id", songplay_id())
 
 
 def already(there: DataFrame, new: DataFrame, key: str) -> DataFrame:
@@ -1676,7 +1701,7 @@ def months_of_other_versions(desk: Desk, account: Account) -> set[str]:
     """In which months plays lie that have come again with other facts, which win."""
     if not account.known:
         return set()
-    before = desk.still_valid("log_data", EVENTS, desk.touched).withColumn("songplay_id", songplay_id())
+    before = with_id(desk.still_valid("log_data", EVENTS, desk.touched))
     before, new = (rows.join(account.known_keys, on="songplay_id", how="left_semi") for rows in (before, account.rows))
     other = clean_plays(before.unionByName(new)).exceptAll(clean_plays(before))
     start_time = F.timestamp_millis("ts")
@@ -1697,7 +1722,7 @@ def run(settings: Settings, full: bool = False) -> None:
     source, lake = storage(settings.input, settings), storage(settings.output, settings)
     inputs = {kind: json_files(source, kind) for kind in ("song_data", "log_data")}
     report, since = new_report(settings), time.monotonic()
-    bad_lines = f"{QUARANTINE}/run={report['run']}"
+    bad_lines = bad_lines_of(report)
     with Lease(lake, report["run"], float(settings.lease_seconds), source) as lease:
         recover(lake)
         past = Past.of(lake, settings, inputs, full)
@@ -1760,18 +1785,12 @@ def build(settings: Settings, past: Past, report: dict) -> dict[str, int]:
         events = desk.staged_events(clean_events(desk.new_lines("log_data", LOG_FIELDS, LOG_RULES)))
     with cached(songs), cached(known_songs):
         with timed(report, "accounting"):
-            song_account = Account("song_data", past.new["song_data"], desk.source, songs)
-            events_by_id = events.withColumn("songplay_id", songplay_id())
-            log_account = Account("log_data", past.new["log_data"], desk.source, events_by_id)
             again = desk.once_more(
                 months_of_gone_lines(desk) | months_of_changed_songs(desk, known_songs) | desk.crowded()
             )
-            song_account.tell_copies("song_id", songs_before)
-            log_account.tell_copies("songplay_id", desk.plays_there(again))
-            report.update(told_by(song_account, log_account))
-            quarantine((song_account, log_account), f"{desk.staging}/{QUARANTINE}/run={report['run']}")
+            song_account, log_account = accounts(desk, songs, songs_before, events, again)
         for account in (song_account, log_account):
-            account.check(settings, f"{settings.output}/{QUARANTINE}/run={report['run']}")
+            account.check(settings, f"{settings.output}/{bad_lines_of(report)}")
         every_event = events.unionByName(again).unionByName(desk.once_more(months_of_other_versions(desk, log_account)))
         plays = desk.new_plays(every_event, log_account.copies)
         versions = desk.all_versions(events, every_event)
@@ -1779,14 +1798,33 @@ def build(settings: Settings, past: Past, report: dict) -> dict[str, int]:
         if past.changed("song_data"):
             desk.stage(SONG_LINES, all_songs)
         with timed(report, "audit"):
-            expected = {"users": count_of(versions, "user_id"), "songs": known_songs.count()}
-            if log_account.known or desk.again:
-                expected["songplays"], *span = plays.selectExpr("count(*)", "min(ts)", "max(ts)").first()
-            else:
-                expected["songplays"], span = log_account.total("accepted"), log_account.span
-            report["audits"] = audit(tables, expected, tuple(span))
+            report["audits"] = audit(tables, *promised(desk, known_songs, plays, versions, log_account))
         desk.tell_tables()
     return desk.staged
+
+
+def accounts(
+    desk: Desk, songs: DataFrame, songs_before: DataFrame, events: DataFrame, again: DataFrame
+) -> tuple[Account, Account]:
+    """What became of the new lines, of song files and of logs. Those that cannot be used are quarantined."""
+    song_account = Account("song_data", desk.past.new["song_data"], desk.source, songs)
+    log_account = Account("log_data", desk.past.new["log_data"], desk.source, with_id(events))
+    song_account.tell_copies("song_id", songs_before)
+    log_account.tell_copies("songplay_id", desk.plays_there(again))
+    desk.report.update(told_by(song_account, log_account))
+    quarantine((song_account, log_account), f"{desk.staging}/{bad_lines_of(desk.report)}")
+    return song_account, log_account
+
+
+def promised(
+    desk: Desk, songs: DataFrame, plays: DataFrame, versions: DataFrame, logs: Account
+) -> tuple[dict[str, int], tuple[int, int]]:
+    """What the input tells of the tables: how many rows three of them have, and the first and last ts of a play."""
+    if logs.known or desk.again:
+        count, *span = plays.selectExpr("count(*)", "min(ts)", "max(ts)").first()
+    else:
+        count, span = logs.total("accepted"), logs.span
+    return {"songplays": count, "users": count_of(versions, "user_id"), "songs": songs.count()}, tuple(span)
 
 
 def count_of(rows: DataFrame, key: str) -> int:

@@ -135,7 +135,11 @@ def timed(program: str, source: Path, heap: str) -> dict:
         usage = measure.measured(command(program, source, target), ROOT, environment(heap))
         sizes = [file.stat().st_size for file in target.rglob("*.parquet")]
     output = {"files": len(sizes), "bytes": sum(sizes), "largest": max(sizes, default=0)}
-    return {"wall": round(usage.wall, 3), "cpu": round(usage.cpu, 3), "memory": usage.memory, **output}
+    return {**figures(usage), **output}
+
+
+def figures(usage: measure.Usage) -> dict:
+    return {"wall": round(usage.wall, 3), "cpu": round(usage.cpu, 3), "memory": usage.memory}
 
 
 def by_turns(rounds: int, runs: dict[str, Callable[[], dict]]) -> list[dict]:
@@ -227,7 +231,7 @@ class Night:
         after = tables_of(self.output)
         sizes = {"json": self.last[0].stat().st_size, "read": read, "files": len(after)}
         changes = {"new": len(after - before), "retired": len(before - after)}
-        return {"wall": round(usage.wall, 3), "cpu": round(usage.cpu, 3), "memory": usage.memory, **sizes, **changes}
+        return {**figures(usage), **sizes, **changes}
 
 
 def tables_of(output: Path) -> set[Path]:

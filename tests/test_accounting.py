@@ -135,7 +135,7 @@ def account(spark: SparkSession, lake: Path, kind: str) -> etl.Account:
     spark.conf.set("spark.sql.shuffle.partitions", etl.tasks_for(spark, []))
     lines = etl.checked(etl.read_lines(spark, f"file://{lake}/{kind}"), fields, rules)
     rows = etl.song_lines(lines) if kind == "song_data" else etl.clean_events(lines)
-    keyed = rows if kind == "song_data" else rows.withColumn(key, etl.songplay_id())
+    keyed = rows if kind == "song_data" else etl.with_id(rows)
     told = etl.Account(kind, etl.json_files(etl.Disk(str(lake)), kind), f"file://{lake}", keyed)
     told.tell_copies(key, keyed.where("false"))
     return told

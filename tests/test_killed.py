@@ -128,8 +128,7 @@ def killed_and_recovered(place: Place, point: str, expected: Callable, published
     assert place.tables() == expected(published)
     assert storage.files(etl.STAGING) == {}
     assert len(storage.files(etl.RUNS)) == 1 + published
-    there = {file: size for name in (*etl.TABLES, etl.STATE) for file, size in storage.files(name).items()}
-    assert etl.read_ledger(storage)["files"] == {file: size for file, size in there.items() if file != etl.LEDGER}
+    assert etl.read_ledger(storage)["files"] == etl.lake_files(storage)
     assert not place.server or open_uploads(place.server.client(), "lake") == []
 
 
