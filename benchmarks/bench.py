@@ -118,7 +118,7 @@ def own_heap() -> str:
     sys.path.insert(0, str(ROOT))
     import etl
 
-    return etl.local_session()["spark.driver.memory"]
+    return etl.local_session(small=False)["spark.driver.memory"]
 
 
 @contextmanager

@@ -97,8 +97,8 @@ def spark() -> Iterable[SparkSession]:
     """The job's own local session, with less memory: there is one for each of pytest's workers."""
     local_session = etl.local_session
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl, "local_session", lambda: {**local_session(), "spark.driver.memory": "1g"})
-        session = etl.spark_session(etl.Settings(input="data", output="output"))
+        patch.setattr(etl, "local_session", lambda small: {**local_session(small), "spark.driver.memory": "1g"})
+        session = etl.spark_session(etl.Settings(input="data", output="output"), small=True)
     session.sparkContext.setLogLevel("ERROR")
     yield session
     session.stop()

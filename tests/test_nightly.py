@@ -149,7 +149,7 @@ def test_a_night_without_news_starts_no_spark_and_changes_no_file(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = nights.tables()
-    monkeypatch.setattr(etl, "spark_session", lambda settings: pytest.fail("Spark was started"))
+    monkeypatch.setattr(etl, "spark_session", lambda *settings: pytest.fail("Spark was started"))
     assert nights.run() == 0
     assert nights.tables() == before
     assert nights.are_as_one_full_run()
