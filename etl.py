@@ -40,7 +40,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
@@ -1369,12 +1369,9 @@ def audit(tables: dict[str, DataFrame], expected: dict[str, int], plays: tuple[i
 
     expected: how many rows there must be, by what the input tells. plays: the first and the last ts of its plays.
     """
-    with ExitStack() as stack:
-        keys = {name: rows.select(TABLES[name].key, *TABLES[name].references) for name, rows in tables.items()}
-        for rows in keys.values():
-            stack.enter_context(cached(rows))  # each is looked at several times, and S3 counts every look
-        found = {row.table: row for row in reduce(DataFrame.union, map(key_counts, [keys] * len(keys), keys)).collect()}
-        span = keys["songplays"].selectExpr("unix_millis(min(start_time))", "unix_millis(max(start_time))").first()
+    keys = {name: rows.select(TABLES[name].key, *TABLES[name].references) for name, rows in tables.items()}
+    found = {row.table: row for row in reduce(DataFrame.union, map(key_counts, [keys] * len(keys), keys)).collect()}
+    span = keys["songplays"].selectExpr("unix_millis(min(start_time))", "unix_millis(max(start_time))").first()
     expected["artists"] = found["artists"].referred[referring("artists").index(("songs", "artist_id"))]
     expected["time"] = found["time"].referred[0]
     audited = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,14 @@ JOB = "import sys\nsys.exit(etl.main(sys.argv[1:]))"
 PROGRAMS = {"classic": CLASSIC + JOB, "own": "import etl\n" + JOB}
 
 
+OF_INPUT = "{}, of a file of input"
+
+
 def counted(server: Server, committer: str, place: Path, last: Path) -> tuple[Counter[str], Counter[str]]:
-    """Requests by operation of a night that adds the last log file, and of a full run, which has tables to replace."""
+    """Requests by operation of a night that adds the last log file, and of a full run, which has tables to replace.
+
+    HEAD and GET also of files of the input alone.
+    """
     client, key = server.client(), last.relative_to(place / "lake").as_posix()
     client.create_bucket(Bucket=committer)
     client.delete_object(Bucket="raw", Key=key)
@@ -50,7 +57,8 @@ def counted(server: Server, committer: str, place: Path, last: Path) -> tuple[Co
             proxy.forget()
             env = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
             subprocess.run([*command, *options], cwd=ROOT, check=True, env=env)
-            return proxy.counts()
+            reads = (asked for asked in proxy.requests if re.match(r"/raw/.*\.json", asked.path))
+            return proxy.counts() + Counter(OF_INPUT.format(asked.operation) for asked in reads)
 
         run()
         client.upload_file(str(last), "raw", key)
@@ -73,7 +81,9 @@ def main() -> int:
         last = max((place / "lake" / "log_data").rglob("*.json"))
         _, classic = counted(server, "classic", place, last)
         night, own = counted(server, "own", place, last)
-    operations = sorted({*classic, *own, *night}, key=lambda name: -classic[name])
+    of_input = [OF_INPUT.format(operation) for operation in ("HEAD", "GET")]
+    operations = sorted({*classic, *own, *night} - {*of_input}, key=lambda name: -classic[name])
+    totals = [sum(run[name] for name in operations) for run in (classic, own, night)]
     lines = [
         "# S3 requests of a run",
         "",
@@ -83,7 +93,8 @@ def main() -> int:
         "| request | all, classic committer | all, the job's | one new log file |",
         "|---|---:|---:|---:|",
         *(f"| {name} | {classic[name]:,} | {own[name]:,} | {night[name]:,} |" for name in operations),
-        f"| **all** | **{classic.total():,}** | **{own.total():,}** | **{night.total():,}** |",
+        f"| **all** | {' | '.join(f'**{number:,}**' for number in totals)} |",
+        *(f"| {name} | {classic[name]:,} | {own[name]:,} | {night[name]:,} |" for name in of_input),
     ]
     (ROOT / "benchmarks" / "s3_requests.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
