@@ -17,7 +17,8 @@ is told in OUTPUT/_runs/. INPUT, OUTPUT and the AWS keys stand in dl.cfg. All ti
 
 A run adds what has come since the last one, which OUTPUT/_state/ tells, and the tables are those of one run over all.
 
-Exit codes: 0 done, 1 failed (nothing that readers see has changed), 2 wrong usage or configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. Of a run that has failed readers see
+nothing, unless the line that tells why says that it is half published: the next one finishes it before all else.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
 from typing import NamedTuple
-from urllib.parse import unquote, urlparse
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -86,15 +86,20 @@ JSON_RULES = {
     "broken JSON": "closed IS NULL OR size(line) != 1 OR fields IS NULL",
     "wrong type": "corrupt IS NOT NULL",
 }
-WRONG_CASE = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})" *:')"""  # Spark's parser tells Level from level
 INFINITE = "CAST('Infinity' AS DOUBLE)"  # what becomes of 1e400
+
+
+def wrong_case(names: str) -> str:
+    """Whether one of the fields is there in other letters only: Spark's parser tells Level from level."""
+    rule = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})" *:')"""
+    return " OR ".join(rule.format(name) for name in names.split())
+
+
 SONG_RULES = {
     "infinite number": f"{INFINITE} IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
     "no song id": r"song_id IS NULL OR NOT song_id RLIKE '\\S'",
-    "key in the wrong case": " OR ".join(
-        WRONG_CASE.format(field)
-        for field in ("title", "duration", "year", "artist_id", "artist_name", "artist_location", "artist_latitude")
-        + ("artist_longitude",)
+    "key in the wrong case": wrong_case(
+        "title duration year artist_id artist_name artist_location artist_latitude artist_longitude"
     ),
 }
 LOG_RULES = {
@@ -108,13 +113,8 @@ LOG_RULES = {
     "play without a user": "page = 'NextSong' AND trim(userId) = ''",
     "play without a session": "page = 'NextSong' AND sessionId IS NULL",
     "play without an item": "page = 'NextSong' AND itemInSession IS NULL",
-    "key in the wrong case": " OR ".join(
-        [WRONG_CASE.format(field) for field in ("level", "firstName", "lastName", "gender", "itemInSession")]
-        + [
-            f"page = 'NextSong' AND {WRONG_CASE.format(field)}"
-            for field in ("artist", "song", "length", "location", "userAgent")
-        ]
-    ),
+    "key in the wrong case": wrong_case("level firstName lastName gender itemInSession")
+    + f" OR page = 'NextSong' AND ({wrong_case('artist song length location userAgent')})",
 }
 
 
@@ -123,7 +123,7 @@ class Table(NamedTuple):
 
     name: str
     columns: str  # as DDL, in order
-    key: str
+    key: str = ""
     partitions: tuple[str, ...] = ()
     order: tuple[str, ...] = ()  # how rows lie inside a file
     references: dict[str, str] = {}  # column -> the table whose key it holds; null is allowed
@@ -178,24 +178,21 @@ TABLES = {
 # What the job keeps for itself from one night to the next, so that it never reads a line of JSON twice. Rows are as
 # they were delivered, copies too, each with its file: what a file has brought can be taken back.
 EVENTS = Table(
-    "_state/events",  # one row per line of a log that is a play or tells of a user; where problem is not null, any line
+    "_state/events",  # one row per line of a log that is a play or tells of a user; of others only in the staging
     "file STRING, value STRING, problem STRING, is_play BOOLEAN, ts BIGINT, user_id BIGINT, session_id BIGINT,"
     " item BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, location STRING,"
     " user_agent STRING, artist STRING, title STRING, length DOUBLE, year INT, month INT",
-    key="",
     partitions=("year", "month"),
 )
 VERSIONS = Table(
     "_state/users",  # one row per version of a user's facts: when it was seen last
     "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, nth BIGINT",
-    key="",
     order=("user_id",),
 )
 SONG_LINES = Table(
     "_state/songs",  # one row per line of a song file
     "file STRING, song_id STRING, title STRING, duration DOUBLE, year INT, artist_id STRING, artist_name STRING,"
     " artist_location STRING, artist_latitude DOUBLE, artist_longitude DOUBLE",
-    key="",
     order=("song_id",),
 )
 # The number of what is said above and under "What each table means". A change of it is a change of every row: raise
@@ -232,7 +229,7 @@ class StoreError(JobError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What dl.cfg says. Fields without a default must be there; the repr keeps the keys to itself."""
+    """What dl.cfg says. The repr keeps the keys to itself."""
 
     input: str
     output: str
@@ -252,12 +249,9 @@ class Settings:
 
 
 SECTIONS = {
-    "AWS CREDS": ("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),
-    "LAKE": (
-        "input", "output", "songs_partition_by", "max_bad_lines", "max_bad_ratio", "max_shrink", "lease_seconds",
-        "endpoint", "region", "sse", "kms_key_id", "expected_bucket_owner",
-    ),
-}  # fmt: skip
+    "AWS CREDS": [name for name in Settings.__annotations__ if name.startswith("aws_")],
+    "LAKE": [name for name in Settings.__annotations__ if not name.startswith("aws_")],
+}
 REQUIRED = {"AWS CREDS": SECTIONS["AWS CREDS"][:2], "LAKE": ("input", "output")}
 ENCRYPTIONS = {"": "", "AES256": "AES256", "aws:kms": "SSE-KMS"}  # S3's names, and S3A's
 LAYOUTS = {"year": ("year",), "year, artist_id": ("year", "artist_id")}
@@ -299,7 +293,11 @@ def read_settings(path: str, **overrides: str | None) -> Settings:
                 )
             values[key] = value
     values.update({key: value for key, value in overrides.items() if value is not None})
-    return checked_settings(path, Settings(**values))
+    settings = Settings(**values)
+    for key, remedy in wrong_settings(settings):
+        raise UsageError(f"{path}: [LAKE] {key.upper()} = {getattr(settings, key)!r}: {remedy}")
+    check_keys(path, settings)
+    return settings
 
 
 def parsed_config(path: str) -> configparser.ConfigParser:
@@ -318,14 +316,6 @@ def parsed_config(path: str) -> configparser.ConfigParser:
             f"{path}: line {line} is no 'KEY = value' under a [SECTION], or is there twice; mend it"
         ) from None
     return parser
-
-
-def checked_settings(path: str, settings: Settings) -> Settings:
-    """The settings themselves, if they make sense, each and together."""
-    for key, remedy in wrong_settings(settings):
-        raise UsageError(f"{path}: [LAKE] {key.upper()} = {getattr(settings, key)!r}: {remedy}")
-    check_keys(path, settings)
-    return settings
 
 
 def wrong_settings(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -397,7 +387,7 @@ PLAY_KEY = ["ts", "user_id", "session_id", "item"]
 def star_schema(
     songs: DataFrame, plays: DataFrame, versions: DataFrame, kept=lambda tables: tables
 ) -> dict[str, DataFrame]:
-    """The five tables, by name. `kept` may write some and hand back what was written, for others to be made from."""
+    """The five tables, by name. The job's `kept`, Desk.stage_all, writes tables and hands back what was written."""
     songplays = kept({"songplays": songplays_table(plays, songs)})
     dimensions = {
         "users": users_table(versions),
@@ -636,7 +626,7 @@ def spark_session(settings: Settings, small: bool = False) -> SparkSession:
 
 
 def submitted() -> bool:
-    """Whether spark-submit, or a notebook's kernel, has started Spark's JVM already."""
+    """Whether there is a session or a JVM already: spark-submit's, a notebook's, an earlier run's."""
     return "PYSPARK_GATEWAY_PORT" in os.environ or SparkSession.getActiveSession() is not None
 
 
@@ -821,7 +811,7 @@ def tasks_for(spark: SparkSession, sizes: Iterable[int]) -> int:
     return max(spark.sparkContext.defaultParallelism, sum(sizes) // TASK_BYTES, len(sizes) // TASK_FILES)
 
 
-def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) -> DataFrame:
+def write_table(spark: SparkSession, table: Table, rows: DataFrame, directory: str) -> DataFrame:
     """Writes the rows as the table's files and hands back what was written.
 
     REBALANCE lets adaptive execution size the files: small ones are merged, a large month is split.
@@ -830,10 +820,10 @@ def stage(spark: SparkSession, table: Table, rows: DataFrame, directory: str) ->
     sized = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows.select(*table.names()))
     ordered = sized.sortWithinPartitions(*table.partitions, *table.order)
     ordered.write.partitionBy(*table.partitions).parquet(directory)
-    written = spark.read.schema(table.columns).parquet(directory)
-    if written.inputFiles():  # a partitioned table without rows has none
-        check_schema(table, written, spark.read.parquet(directory))
-    return written
+    rows = spark.read.schema(table.columns).parquet(directory)
+    if rows.inputFiles():  # a partitioned table without rows has none
+        check_schema(table, rows, spark.read.parquet(directory))
+    return rows
 
 
 def rows_in(spark: SparkSession, table: Table, root: str, files: Iterable[str]) -> DataFrame:
@@ -860,7 +850,7 @@ def check_schema(table: Table, declared: DataFrame, written: DataFrame) -> None:
 
 
 class Size(int):
-    """Bytes of a file. `mark` is another when its content is: a time in ns on a disk, the ETag on S3."""
+    """Bytes of a file. `mark` changes with its content: it has the time in ns on a disk, the ETag on S3."""
 
     def __new__(cls, size: int, mark: str) -> Size:
         self = super().__new__(cls, size)
@@ -1090,14 +1080,14 @@ class Lease:
     def advance(self, seconds: float) -> bool:
         """Whether our next state has become the newest, which it does if the last that we know still was."""
         with self.one_at_a_time:
-            number, begun = self.number + 1, time.monotonic()
-            expires = time.time() + seconds if seconds else 0
+            if seconds and self.ended.is_set():  # given back while `keep` was on its way here
+                return True
+            number, expires = self.number + 1, time.time() + seconds if seconds else 0
             self.lake.create(f"{LOCK}/{number:012}.json", json.dumps({**self.holder, "expires": expires}))
             newest, state = self.newest()
             if newest != number or state.get("id") != self.holder["id"]:
                 return False
-            # Of a state that an attempt cut short has left, not all of its time remains.
-            self.number, self.deadline = number, begun + state["expires"] - (expires - seconds)
+            self.number, self.until = number, state["expires"] or float("inf")  # given back: nothing to watch
             with suppress(JobError, OSError):  # they are only in the way
                 self.lake.delete([name for name in self.lake.files(LOCK) if name < f"{LOCK}/{number:012}"])
             return True
@@ -1118,9 +1108,9 @@ class Lease:
                 give_up(str(error))
 
     def look_at_source(self) -> None:
-        """StoreError if the input's store gives no answer. That we may not look there is one."""
+        """StoreError if the input's store gives no answer. A refusal is one."""
         try:
-            self.source.files(LOCK)
+            self.source.files(LOCK)  # any name serves; below this one there is little to list
         except StoreError as error:
             if not 400 <= error.status < 500:
                 raise
@@ -1128,7 +1118,7 @@ class Lease:
     def watch(self) -> None:
         """Ends a run whose lease is over, whatever it is waiting for: another may have begun."""
         while not self.ended.wait(1):
-            if time.monotonic() > self.deadline:
+            if time.time() > self.until:
                 stores = " or ".join(sorted({self.source.root, self.lake.root}))
                 give_up(f"{stores}: no answer for [LAKE] LEASE_SECONDS = {self.seconds:.0f}; run the job again")
 
@@ -1201,7 +1191,7 @@ def publish(lake: Disk | Bucket, lease: Lease, report: dict, staged: dict[str, i
     """
     staging, retired = f"{STAGING}/{report['run']}", past.retired if report["outcome"] == PUBLISHED else ()
     moves, files = {}, {file: size for file, size in past.files.items() if file not in retired}
-    for name, rows in staged.items():
+    for name, rows in {**staged, bad_lines_of(report): 0}.items():
         found = {file: size for file, size in lake.files(f"{staging}/{name}").items() if not hidden(file)}
         if rows and not found:
             raise JobError(f"{lake.root}/{staging}/{name} does not hold what was written there; nothing was published")
@@ -1239,16 +1229,24 @@ def finish(lake: Disk | Bucket, staging: str) -> None:
     text = lake.read(f"{staging}/{JOURNAL}")
     if text is not None:
         journal = parsed(lake, f"{staging}/{JOURNAL}", text, "move", "retire", "report")
-        since = time.monotonic()
-        move_all(lake, journal["move"], f"{staging}/{JOURNAL}")
-        lake.delete(journal["retire"])
-        if "ledger" in journal:
-            lake.write(LEDGER, json.dumps(journal["ledger"]))
-        report = journal["report"]
-        report["seconds"]["publish"] = round(time.monotonic() - since, 3)
-        lake.write(f"{RUNS}/{report['run']}.json", json.dumps(report))
-        lake.delete([f"{staging}/{JOURNAL}"])
+        try:
+            carry_out(lake, journal, f"{staging}/{JOURNAL}")
+        except (StoreError, OSError) as error:
+            told = f"{one_line(error)}; the run is half published: run the job again now, which finishes it first"
+            raise JobError(told) from None
     lake.clear(staging)
+
+
+def carry_out(lake: Disk | Bucket, journal: dict, name: str) -> None:
+    """Done twice it does no harm, and while the journal is there it is done again."""
+    since, report = time.monotonic(), journal["report"]
+    move_all(lake, journal["move"], name)
+    lake.delete(journal["retire"])
+    if "ledger" in journal:
+        lake.write(LEDGER, json.dumps(journal["ledger"]))
+    report["seconds"]["publish"] = round(time.monotonic() - since, 3)
+    lake.write(f"{RUNS}/{report['run']}.json", json.dumps(report))
+    lake.delete([name])
 
 
 def move_all(lake: Disk | Bucket, moves: dict[str, str], journal: str) -> None:
@@ -1273,7 +1271,7 @@ def recover(lake: Disk | Bucket) -> None:
 def last_published(lake: Disk | Bucket) -> dict:
     """The report of the last run that published tables; one without tables if there is none."""
     for name in sorted((name for name in lake.files(RUNS) if name.endswith(".json")), reverse=True):
-        report = parsed(lake, name, lake.read(name), "outcome", "tables")
+        report = parsed(lake, name, lake.read(name) or "", "outcome", "tables")
         if report["outcome"] == PUBLISHED:
             return report
     return {"tables": {}}
@@ -1286,48 +1284,41 @@ def last_published(lake: Disk | Bucket) -> dict:
 FATES = ("accepted", "duplicates", "no_play", "quarantined")  # what becomes of a line
 
 
-def name_below(source: str, address: str) -> str:
-    """The name below INPUT of a file that Spark tells by its address."""
-    return unquote(urlparse(address).path)[len(urlparse(source).path) + 1 :]
+def name_below(source: str) -> Column:
+    """The name below INPUT of the file that Spark tells by its address: of one place file:/ or file:///, s3:// or s3a://."""
+    scheme = "^[^:]+:/*"
+    decoded = "url_decode(replace(file, '+', '%2B'))"  # + would be a space
+    return F.expr(f"substring(regexp_replace({decoded}, '{scheme}', ''), {len(re.sub(scheme, '', source)) + 2})")
 
 
 class Account:
     """What became of the lines of one kind of input, by file. Lines are those that are not blank."""
 
     def __init__(self, kind: str, sizes: dict[str, int], source: str, rows: DataFrame) -> None:
-        """sizes: bytes by file. rows: file, value, problem, is_play, ts, and the key that is one of a line."""
-        self.kind, self.source, self.rows = kind, source, rows
-        self.problems, self.copies, self.known = Counter(), False, 0
+        """sizes: bytes by file. rows: file, value, problem, is_play, ts, and the key column."""
+        self.kind, self.name, self.rows = kind, name_below(source), rows
+        self.problems, self.repeated = Counter(), 0
         self.files = {name: {"file": name, "bytes": size, **dict.fromkeys(FATES, 0)} for name, size in sizes.items()}
         counts = rows.groupBy("file", "problem", "is_play").agg(F.count("*").alias("lines"), F.min("ts"), F.max("ts"))
-        counted = counts.collect()
+        counted = counts.withColumn("file", self.name).collect()
         times = [ts for row in counted if row.is_play for ts in row[-2:] if ts is not None]
         self.span = (min(times, default=None), max(times, default=None))  # the first and the last ts of a play
         for row in counted:
             fate = "quarantined" if row.problem else "accepted" if row.is_play else "no_play"
-            late = {"file": self.name(row.file), "bytes": None, **dict.fromkeys(FATES, 0)}  # came after the listing
-            self.files.setdefault(self.name(row.file), late)[fate] += row.lines
-            self.head = len(unquote(row.file)) - len(self.name(row.file))
+            late = {"file": row.file, "bytes": None, **dict.fromkeys(FATES, 0)}  # came after the listing
+            self.files.setdefault(row.file, late)[fate] += row.lines
             if row.problem:
                 self.problems[row.problem] += row.lines
 
-    def name(self, address: str) -> str:
-        return name_below(self.source, address)
-
-    def names(self) -> Column:
-        """As name, of all rows."""
-        return F.expr(f"substring(url_decode(replace(file, '+', '%2B')), {self.head + 1})")  # + would be a space
-
     def tell_copies(self, key: str, there: DataFrame) -> None:
-        """Which files hold copies: lines whose key is there already, or in other lines too. Of these, one in the file
-        with the smallest name is the original."""
+        """Which files hold copies: lines whose key is there already, or in other lines too. Of lines that share a key
+        the one in the file with the smallest name is the original."""
         keys = self.rows.where("is_play").select("file", key)
-        self.known_keys = already(there, keys, key)
-        self.known = self.known_keys.count()
-        self.copies = bool(self.known) or count_of(keys, key) < self.total("accepted")
-        if self.copies:
-            new = keys.join(self.known_keys, on=key, how="left_anti")
-            originals = new.groupBy(key).agg(F.min(self.names()).alias("file")).groupBy("file").count()
+        self.repeated_keys = already(there, keys, key)
+        self.repeated = self.repeated_keys.count()
+        if self.repeated or count_of(keys, key) < self.total("accepted"):
+            new = keys.join(self.repeated_keys, on=key, how="left_anti")
+            originals = new.groupBy(key).agg(F.min(self.name).alias("file")).groupBy("file").count()
             kept = {row.file: row["count"] for row in originals.collect()}
             for name, file in self.files.items():
                 file["duplicates"] = file["accepted"] - kept.get(name, 0)
@@ -1335,7 +1326,7 @@ class Account:
 
     def quarantined(self) -> DataFrame:
         """The lines that cannot be used: file, reason, line (with U+FFFD for what is not UTF-8)."""
-        named = {"file": self.names(), "reason": F.col("problem"), "line": F.col("value")}
+        named = {"file": self.name, "reason": F.col("problem"), "line": F.col("value")}
         return self.rows.where("problem IS NOT NULL").select(*(column.alias(name) for name, column in named.items()))
 
     def total(self, fate: str) -> int:
@@ -1372,8 +1363,9 @@ def audit(tables: dict[str, DataFrame], expected: dict[str, int], plays: tuple[i
     keys = {name: rows.select(TABLES[name].key, *TABLES[name].references) for name, rows in tables.items()}
     found = {row.table: row for row in reduce(DataFrame.union, map(key_counts, [keys] * len(keys), keys)).collect()}
     span = keys["songplays"].selectExpr("unix_millis(min(start_time))", "unix_millis(max(start_time))").first()
-    expected["artists"] = found["artists"].referred[referring("artists").index(("songs", "artist_id"))]
-    expected["time"] = found["time"].referred[0]
+    referred = {place: count for name, row in found.items() for place, count in zip(referring(name), row.referred)}
+    artists, times = referred["songs", "artist_id"], referred["songplays", "start_time"]
+    expected = {**expected, "artists": artists, "time": times}
     audited = {}
     for name, row in found.items():
         audited[name] = {"rows": row.rows, "known": row.known, "distinct": row.distinct, "expected": expected[name]}
@@ -1427,10 +1419,10 @@ def check_shrink(lake: Disk | Bucket, tables: dict[str, dict], settings: Setting
     """JobError if a table would be emptied, or has lost more of its rows since the last run than is allowed."""
     before = last_published(lake)["tables"]
     for name, table in tables.items():
-        count, was = table["rows"], before[name]["rows"] if name in before else 0
-        if not count and lake.files(name):
+        count, was = table["rows"], before[name]["rows"] if name in before else None
+        if not count and was != 0 and lake.files(name):  # a table without rows may have a file
             raise JobError(f"{name} would be empty and is not now; look at the input; nothing was published")
-        if count < was * (1 - float(settings.max_shrink)):
+        if count < (was or 0) * (1 - float(settings.max_shrink)):
             raise JobError(
                 f"{name}: {count:,} rows, and {was:,} in the last run; [LAKE] MAX_SHRINK = {settings.max_shrink}: is"
                 " the input whole? If it is, add --allow-shrink for once; nothing was published"
@@ -1456,7 +1448,7 @@ class Past:
 
     rules: dict[str, str | int]  # what has to be the same for rows of two runs to lie in one table
     inputs: dict[str, dict[str, Size]]  # the files of the input, by kind and name
-    folded: dict[str, dict[str, str]]  # their marks, when they were read
+    read_before: dict[str, dict[str, str]]  # the marks that they had when they were read
     files: dict[str, int]  # of the tables and of the state
     rows: dict[str, int]  # of the tables
     retired: set[str] = field(default_factory=set)  # files that this run replaces
@@ -1464,20 +1456,21 @@ class Past:
     @classmethod
     def of(cls, lake: Disk | Bucket, settings: Settings, inputs: dict[str, dict[str, Size]], full: bool) -> Past:
         there, ledger = lake_files(lake), None if full else read_ledger(lake)
+        check_own(lake, there)
         place = s3_path(settings.input) if on_s3(settings.input) else os.path.abspath(settings.input)
         rules = {"meaning": MEANING, "input": place, "songs_partition_by": settings.songs_partition_by}
         why = unfit(ledger, rules, there) if there and not full else ""
         if why:
             log.warning("%s: everything is built anew", why)
         if why or full or not there:
-            return cls(rules, inputs, dict.fromkeys(inputs, {}), {}, {}, set(there))
+            return cls(rules, inputs, dict.fromkeys(inputs, {}), files={}, rows={}, retired=set(there))
         return cls(rules, inputs, ledger["inputs"], there, ledger["rows"])
 
     def __post_init__(self) -> None:
         """new: files that are to be read. gone: files whose lines count no more; they have changed or vanished."""
         self.new, self.gone = {}, {}
         for kind, files in self.inputs.items():
-            before = self.folded[kind]
+            before = self.read_before[kind]
             self.new[kind] = {name: size for name, size in files.items() if before.get(name) != size.mark}
             self.gone[kind] = {name for name, mark in before.items() if name not in files or files[name].mark != mark}
             if self.gone[kind]:
@@ -1503,8 +1496,16 @@ class Past:
 def lake_files(lake: Disk | Bucket) -> dict[str, int]:
     """The files of the tables and of the state that the ledger tells of, and their bytes."""
     files = {file: int(size) for name in (*TABLES, STATE) for file, size in lake.files(name).items()}
-    files.pop(LEDGER, None)
-    return files
+    return {file: size for file, size in files.items() if not file.startswith(LEDGER)}  # nor a draft of it
+
+
+def check_own(lake: Disk | Bucket, there: dict[str, int]) -> None:
+    """UsageError if a file lies where tables go that is of no run: what a run replaces it removes."""
+    ours = r".*\.parquet|.*/[._][^/]*" if lake.files(RUNS) else ""
+    for file, size in sorted(there.items()):
+        if size and not re.fullmatch(ours, file):
+            told = f"{lake.root}/{file} is of no run of this job and lies where its tables go"
+            raise UsageError(f"{told}; move it, or set [LAKE] OUTPUT to another place")
 
 
 def of_table(files: Iterable[str], name: str) -> list[str]:
@@ -1568,14 +1569,13 @@ class Desk:
     def still_valid(self, kind: str, table: Table, months: Iterable[str] | None = None) -> DataFrame:
         """As there, less the lines of files that are gone."""
         rows, gone = self.there(table, months), self.past.gone[kind]
-        return rows.where(~self.is_of(rows, gone)) if gone else rows
+        return rows.where(~self.is_of(gone)) if gone else rows
 
-    def is_of(self, rows: DataFrame, names: set[str]) -> Column:
+    def is_of(self, names: set[str]) -> Column:
         """Whether a row is of one of these files of the input."""
-        addresses = (row.file for row in rows.select("file").distinct().collect())
-        return F.col("file").isin([each for each in addresses if name_below(self.source, each) in names])
+        return name_below(self.source).isin([*names])
 
-    def staged_events(self, events: DataFrame) -> DataFrame:
+    def stage_events(self, events: DataFrame) -> DataFrame:
         """The new events, as columns: to write them and read them is cheaper than to parse twice, or to cache."""
         if not self.past.new["log_data"]:
             return rows_in(self.spark, EVENTS, self.lake, [])
@@ -1588,12 +1588,14 @@ class Desk:
         events.write.partitionBy(*EVENTS.partitions).parquet(f"{self.staging}/{name}")
         self.staged[name] = 0
 
-    def once_more(self, months: set[str]) -> DataFrame:
+    def stage_again(self, months: set[str]) -> DataFrame:
         """The events of months that are to be built anew; what is there of these months is retired."""
         events = self.still_valid("log_data", EVENTS, months)
         if months:
             log.info("built anew: %s", ", ".join(sorted(months)))
             size = sum(self.past.files[file] for file in self.past.files_of(EVENTS.name, months))
+            sizes = [*self.past.new["log_data"].values(), size]
+            self.spark.conf.set("spark.sql.shuffle.partitions", tasks_for(self.spark, sizes))
             self.write_events(events.coalesce(1 + size // TASK_BYTES), f"{AGAIN}{len(self.again)}/{EVENTS.name}")
             self.again |= months
         self.past.retired.update(file for name in BY_MONTH for file in self.past.files_of(name, months))
@@ -1622,7 +1624,7 @@ class Desk:
         known = already(self.there(TABLES["songplays"], self.touched), plays, "songplay_id")
         return plays.join(known, on="songplay_id", how="left_anti")
 
-    def all_versions(self, events: DataFrame, every_event: DataFrame) -> DataFrame:
+    def stage_versions(self, events: DataFrame, every_event: DataFrame) -> DataFrame:
         """The versions of the users' facts, of all nights. every_event: with those that come once more."""
         if self.past.gone["log_data"]:
             versions = user_versions(self.there(EVENTS).unionByName(every_event))
@@ -1630,12 +1632,12 @@ class Desk:
             versions = latest_versions(self.there(VERSIONS).unionByName(user_versions(events)))
         return self.stage(VERSIONS, versions)
 
-    def kept(self, tables: dict[str, DataFrame]) -> dict[str, DataFrame]:
+    def stage_all(self, tables: dict[str, DataFrame]) -> dict[str, DataFrame]:
         """Stages some of the five tables side by side: one alone does not keep all cores at work."""
         with ThreadPoolExecutor(len(tables)) as pool:
-            return dict(zip(tables, pool.map(self.one_kept, tables.keys(), tables.values())))
+            return dict(zip(tables, pool.map(self.stage_one, tables.keys(), tables.values())))
 
-    def one_kept(self, name: str, rows: DataFrame) -> DataFrame:
+    def stage_one(self, name: str, rows: DataFrame) -> DataFrame:
         """Stages one of the five tables, and hands back what the audit is to see of it."""
         table = self.tables[name]
         if name in ("songs", "artists") and not self.past.changed("song_data"):
@@ -1651,7 +1653,7 @@ class Desk:
         if table.name not in BY_MONTH:
             self.past.retired.update(self.past.files_of(table.name))
         with timed(self.report, table.name):
-            staged = stage(self.spark, table, rows, f"{self.staging}/{table.name}")
+            staged = write_table(self.spark, table, rows, f"{self.staging}/{table.name}")
         self.staged[table.name] = 0
         return staged
 
@@ -1682,8 +1684,7 @@ def months_of_gone_lines(desk: Desk) -> set[str]:
     gone = desk.past.gone["log_data"]
     if not gone:
         return set()
-    events = desk.there(EVENTS)
-    return months(events.where(desk.is_of(events, gone)))
+    return months(desk.there(EVENTS).where(desk.is_of(gone)))
 
 
 def months_of_changed_songs(desk: Desk, songs: DataFrame) -> set[str]:
@@ -1699,10 +1700,10 @@ def months_of_changed_songs(desk: Desk, songs: DataFrame) -> set[str]:
 
 def months_of_other_versions(desk: Desk, account: Account) -> set[str]:
     """In which months plays lie that have come again with other facts, which win."""
-    if not account.known:
+    if not account.repeated:
         return set()
-    before = with_id(desk.still_valid("log_data", EVENTS, desk.touched))
-    before, new = (rows.join(account.known_keys, on="songplay_id", how="left_semi") for rows in (before, account.rows))
+    both = with_id(desk.still_valid("log_data", EVENTS, desk.touched)), account.rows
+    before, new = (rows.join(account.repeated_keys, on="songplay_id", how="left_semi") for rows in both)
     other = clean_plays(before.unionByName(new)).exceptAll(clean_plays(before))
     start_time = F.timestamp_millis("ts")
     return months(other.select(F.year(start_time).alias("year"), F.month(start_time).alias("month"))) - desk.again
@@ -1722,7 +1723,6 @@ def run(settings: Settings, full: bool = False) -> None:
     source, lake = storage(settings.input, settings), storage(settings.output, settings)
     inputs = {kind: json_files(source, kind) for kind in ("song_data", "log_data")}
     report, since = new_report(settings), time.monotonic()
-    bad_lines = bad_lines_of(report)
     with Lease(lake, report["run"], float(settings.lease_seconds), source) as lease:
         recover(lake)
         past = Past.of(lake, settings, inputs, full)
@@ -1732,11 +1732,11 @@ def run(settings: Settings, full: bool = False) -> None:
         except (JobError, OSError, PySparkException, Py4JError) as error:
             report["outcome"], report["tables"] = f"failed: {one_line(error)}", {}
             with suppress(JobError, OSError):  # what failed first is what is told
-                publish(lake, lease, report, {bad_lines: 0}, past)
-            if not past.files or not damaged(report["outcome"]):
+                publish(lake, lease, report, {}, past)
+            if isinstance(error, JobError) or not past.files or not damaged(report["outcome"]):
                 raise
         else:
-            publish(lake, lease, report, {**staged, bad_lines: 0}, past)
+            publish(lake, lease, report, staged, past)
     if report["outcome"] != PUBLISHED:
         log.warning("%s; everything is built anew", report["outcome"])
         run(settings, full=True)
@@ -1783,19 +1783,20 @@ def build(settings: Settings, past: Past, report: dict) -> dict[str, int]:
     all_songs = songs_before.unionByName(songs.where("problem IS NULL").select(*SONG_LINES.names()))
     known_songs = clean_songs(all_songs)
     with timed(report, "reading"):
-        events = desk.staged_events(clean_events(desk.new_lines("log_data", LOG_FIELDS, LOG_RULES)))
+        events = desk.stage_events(clean_events(desk.new_lines("log_data", LOG_FIELDS, LOG_RULES)))
     with cached(songs), cached(known_songs):
         with timed(report, "accounting"):
-            again = desk.once_more(
+            again = desk.stage_again(
                 months_of_gone_lines(desk) | months_of_changed_songs(desk, known_songs) | desk.crowded()
             )
             song_account, log_account = accounts(desk, songs, songs_before, events, again)
         for account in (song_account, log_account):
             account.check(settings, f"{settings.output}/{bad_lines_of(report)}")
-        every_event = events.unionByName(again).unionByName(desk.once_more(months_of_other_versions(desk, log_account)))
-        plays = desk.new_plays(every_event, log_account.copies)
-        versions = desk.all_versions(events, every_event)
-        tables = star_schema(known_songs, plays, versions, desk.kept)
+        again = again.unionByName(desk.stage_again(months_of_other_versions(desk, log_account)))
+        every_event = events.unionByName(again)
+        plays = desk.new_plays(every_event, log_account.total("duplicates") > 0)
+        versions = desk.stage_versions(events, every_event)
+        tables = star_schema(known_songs, plays, versions, desk.stage_all)
         if past.changed("song_data"):
             desk.stage(SONG_LINES, all_songs)
         with timed(report, "audit"):
@@ -1812,6 +1813,9 @@ def accounts(
     log_account = Account("log_data", desk.past.new["log_data"], desk.source, with_id(events))
     song_account.tell_copies("song_id", songs_before)
     log_account.tell_copies("songplay_id", desk.plays_there(again))
+    for account in (song_account, log_account):  # what was read and not listed the next run takes back, and reads anew
+        listed = desk.past.inputs[account.kind]
+        listed.update(dict.fromkeys(account.files.keys() - listed.keys(), Size(0, "late")))
     desk.report.update(told_by(song_account, log_account))
     quarantine((song_account, log_account), f"{desk.staging}/{bad_lines_of(desk.report)}")
     return song_account, log_account
@@ -1821,7 +1825,7 @@ def promised(
     desk: Desk, songs: DataFrame, plays: DataFrame, versions: DataFrame, logs: Account
 ) -> tuple[dict[str, int], tuple[int, int]]:
     """What the input tells of the tables: how many rows three of them have, and the first and last ts of a play."""
-    if logs.known or desk.again:
+    if logs.repeated or desk.again:
         count, *span = plays.selectExpr("count(*)", "min(ts)", "max(ts)").first()
     else:
         count, span = logs.total("accepted"), logs.span

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from s3 import Server, moto_server
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -128,3 +129,21 @@ def in_utc(value: Any) -> Any:
 def sorted_rows(rows: Iterable[tuple]) -> list[tuple]:
     """Plain tuples in an order that nulls do not break."""
     return sorted(map(tuple, rows), key=lambda row: [(value is not None, value) for value in row])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """An S3 server with two empty buckets."""
+    with moto_server() as server:
+        for bucket in ("lake", "tables"):
+            server.client().create_bucket(Bucket=bucket)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small lake with one bad line, on disk and at s3://lake/small: MAX_BAD_RATIO = 1 is needed."""
+    root = write_lake(tmp_path_factory.mktemp("small"), [song()], [play_of(song()), event(itemInSession=1), "{"])
+    for path in root.rglob("*.json"):
+        server.client().upload_file(str(path), "lake", f"small/{path.relative_to(root)}")
+    return root

@@ -1,7 +1,7 @@
 """Runs the job and kills it with its JVM, by SIGKILL: python killed.py "move 3" [the job's arguments]
 
 A point is what is about to be called and for the how manyth time: a function of the job, or a change of the storage
-(create, write, move, delete - one file each - and clear). "in stage 2" is a moment after that call has begun.
+(create, write, move, delete - one file each - and clear). "in audit 1" is a moment after that call has begun.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import etl  # noqa: E402
 
-STEPS = ("recover", "spark_session", "build", "quarantine", "stage", "audit", "check_shrink", "publish")
+STEPS = ("recover", "spark_session", "build", "quarantine", "write_table", "audit", "check_shrink", "publish")
 CHANGES = ("create", "write", "move", "clear")
 POINT = sys.argv.pop(1)
 MOMENT = 0.2  # seconds into what takes longer
@@ -64,7 +64,7 @@ def delete_one_by_one(inner: Callable) -> Callable:
 if __name__ == "__main__":
     for step in STEPS:
         setattr(etl, step, watched(step, getattr(etl, step)))
-    etl.Desk.once_more = watched("once_more", etl.Desk.once_more)
+    etl.Desk.stage_again = watched("stage_again", etl.Desk.stage_again)
     for kind in (etl.Disk, etl.Bucket):
         for change in CHANGES:
             setattr(kind, change, watched(change, getattr(kind, change)))

@@ -187,13 +187,13 @@ def test_a_column_of_another_type_is_found(
     declared = dict(tables[table].dtypes)[column]
     told = ", ".join(sorted(f"{column} {each}" for each in (kind, declared)))
     with pytest.raises(etl.JobError, match=f"{table}: the columns written are not those declared: {told};"):
-        etl.stage(spark, etl.TABLES[table], rows, str(tmp_path / table))
+        etl.write_table(spark, etl.TABLES[table], rows, str(tmp_path / table))
 
 
 def test_a_table_without_rows_has_no_columns_to_find(
     spark: SparkSession, tables: dict[str, DataFrame], tmp_path: Path
 ) -> None:
-    none = etl.stage(spark, etl.TABLES["songs"], tables["songs"].where("false"), str(tmp_path / "songs"))
+    none = etl.write_table(spark, etl.TABLES["songs"], tables["songs"].where("false"), str(tmp_path / "songs"))
     assert none.count() == 0
 
 

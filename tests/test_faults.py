@@ -17,30 +17,13 @@ from faultproxy import FaultProxy, fault_proxy
 from lake import all_published, in_order
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, Row, SparkSession
-from s3 import Server, moto_server, objects
+from s3 import Server, objects
 
 import etl
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with moto_server() as server:
-        for bucket in ("lake", "tables"):
-            server.client().create_bucket(Bucket=bucket)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small lake, on disk and at s3://lake/small."""
-    root = write_lake(tmp_path_factory.mktemp("small"), [song()], [play_of(song()), event(itemInSession=1)])
-    for path in root.rglob("*.json"):
-        server.client().upload_file(str(path), "lake", f"small/{path.relative_to(root)}")
-    return root
-
-
 def started(server: Server, proxy: FaultProxy, place: Path, **lake: str) -> subprocess.Popen[str]:
-    config = server.behind(proxy.endpoint).dl_cfg(place / "dl.cfg", "s3://lake/small", **lake)
+    config = server.behind(proxy.endpoint).dl_cfg(place / "dl.cfg", "s3://lake/small", MAX_BAD_RATIO="1", **lake)
     command = [sys.executable, str(ROOT / "etl.py"), "--config", str(config)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
 

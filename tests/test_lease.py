@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, event, song, write_lake
 from pyspark.sql import SparkSession
-from s3 import Server, minio_server, moto_server
+from s3 import Server, minio_server
 
 import etl
 
@@ -87,13 +87,6 @@ def test_of_fifty_runs_that_start_at_once_on_a_disk_one_wins(
     assert_one_winner(race(ROOT / "dl.cfg", lake.root))
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with moto_server() as server:
-        server.client().create_bucket(Bucket="lake")
-        yield server
-
-
 @pytest.mark.parametrize("prepare", [lambda lake: None, left_by_a_dead_run], ids=["free", "expired"])
 def test_of_fifty_runs_that_start_at_once_on_s3_one_wins(
     server: Server, tmp_path: Path, prepare: Callable, request: pytest.FixtureRequest, record_property: Callable
@@ -160,6 +153,13 @@ def test_a_lease_is_given_back_also_by_a_run_that_fails(lake: etl.Disk, elsewher
     with etl.Lease(lake, "next", 60):
         pass
     assert len(lake.files("_lock")) == 1
+
+
+def test_a_lease_that_was_given_back_is_not_taken_again_by_a_renewal_on_its_way(lake: etl.Disk) -> None:
+    with etl.Lease(lake, "done", 60) as lease:
+        pass
+    lease.renew()
+    assert not etl.running(lease.newest()[1])
 
 
 def test_a_late_starter_that_follows_a_state_of_long_ago_does_not_win(lake: etl.Disk) -> None:

@@ -323,3 +323,87 @@ def test_a_night_that_fails_is_made_up_for_by_the_next(nights: Nights, monkeypat
         assert nights.run() == 1
     assert nights.report()["outcome"].startswith("failed: ")
     assert nights.run() == 0 and nights.are_as_one_full_run()
+
+
+def test_a_night_that_is_refused_is_not_made_up_for_by_a_full_run(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "parquet").mkdir()  # a word that Spark's errors about damaged files have
+    nights = Nights(tmp_path / "parquet")
+    assert nights.run() == 0
+    nights.config.write_text(nights.config.read_text().replace("MAX_BAD_LINES =", "MAX_BAD_LINES = 0"))
+    nights.deliver("log_data/b.json", ["{"])
+    assert nights.run() == 1
+    assert "built anew" not in caplog.text
+
+
+def test_a_store_that_fails_while_files_are_retired_leaves_a_half_that_is_told_and_the_next_night_finishes(
+    nights: Nights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.deliver("log_data/again.json", [play_of(SONGS[0], userId="1", level="paid")])
+    delete = etl.Disk.delete
+
+    def fails(lake: etl.Disk, names: list[str]) -> None:
+        if any(name.startswith("songplays/") for name in names):
+            raise OSError(5, "Input/output error", "songplays")
+        delete(lake, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(etl.Disk, "delete", fails)
+        assert nights.run() == 1
+    told = caplog.records[-1].message
+    assert "the run is half published: run the job again now" in told and "\n" not in told
+    assert nights.run() == 0 and nights.are_as_one_full_run()
+
+
+def test_a_file_that_comes_after_the_listing_is_read_and_the_next_night_knows_it(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.deliver("log_data/late.json", [event(at="2018-12-05", userId="8")])
+    json_files = etl.json_files
+
+    def without_late(source: etl.Disk, kind: str) -> dict[str, etl.Size]:
+        return {name: size for name, size in json_files(source, kind).items() if "late" not in name}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(etl, "json_files", without_late)
+        assert nights.run("--full") == 0
+    assert nights.are_as_one_full_run()
+    (nights.source / "log_data/late.json").unlink()
+    assert nights.run() == 0 and nights.are_as_one_full_run()
+
+
+def test_tables_that_have_always_been_empty_may_stay_so(spark: SparkSession, tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    for night in range(2):
+        nights.deliver("log_data/A/rows.json", [event(page="Home", userId="", itemInSession=night)])
+        assert nights.run() == 0 and nights.report()["tables"]["users"]["rows"] == 0
+
+
+# What is not the job's -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["songs/mine.mp3", "users/part-0.parquet", "time/year=2018/month=11/a"])
+def test_a_first_run_removes_no_file_of_somebody_else(
+    nights: Nights, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    shutil.rmtree(nights.output)
+    nights.deliver(f"../out/{name}", ["theirs"])
+    assert nights.run() == 2
+    assert f"out/{name} is of no run of this job and lies where its tables go; move it" in caplog.text
+    assert (nights.output / name).read_text() == "theirs" and len(nights.tables()) == 1
+
+
+def test_nor_does_a_later_one(nights: Nights, caplog: pytest.LogCaptureFixture) -> None:
+    nights.deliver("../out/songs/mine.mp3", ["theirs"])
+    assert nights.run("--full") == 2
+    assert "songs/mine.mp3 is of no run of this job" in caplog.text and (nights.output / "songs/mine.mp3").exists()
+
+
+def test_a_draft_of_the_ledger_that_a_killed_run_has_left_does_no_harm(
+    nights: Nights, caplog: pytest.LogCaptureFixture
+) -> None:
+    etl.Disk(str(nights.output)).draft(etl.LEDGER, "{")
+    nights.deliver("log_data/b.json", [event(at="2018-11-30")])
+    assert nights.run() == 0
+    assert "built anew" not in caplog.text

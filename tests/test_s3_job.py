@@ -6,39 +6,22 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import oracle
 import pytest
-from conftest import ROOT, event, play_of, song, write_lake
+from conftest import ROOT
 from faultproxy import Fault, fault_proxy
 from lake import all_published, in_order
 from pyspark.sql import SparkSession
-from s3 import Server, minio_server, moto_server, objects, open_uploads
+from s3 import Server, minio_server, objects, open_uploads
 
 import etl
 import upload
 
 FAULTY = {"OUTPUT": "s3://tables/faulty", "MAX_BAD_RATIO": "1"}
 CANARY = "canary/Secret+Key0123456789abcdefghijklmnop"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with moto_server() as server:
-        for bucket in ("lake", "tables"):
-            server.client().create_bucket(Bucket=bucket)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small lake, on disk and at s3://lake/small."""
-    root = write_lake(tmp_path_factory.mktemp("small"), [song()], [play_of(song()), event(itemInSession=1), "{"])
-    for path in root.rglob("*.json"):
-        server.client().upload_file(str(path), "lake", f"small/{path.relative_to(root)}")
-    return root
 
 
 def run_job(config: Path, conf: dict[str, str] | None = None, **environment: str) -> subprocess.CompletedProcess:

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3 import Server, moto_server
 
 import etl
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with moto_server() as server:
-        server.client().create_bucket(Bucket="lake")
-        yield server
 
 
 @pytest.fixture(params=["disk", "s3", "whole bucket"])
