@@ -125,7 +125,8 @@ RESULTS = {
         run("job", 3, 22), run("floor", 3, 10), run("usual", 3, 132),
     ),
     "growth": section(
-        run("1x", 1, 20, events=4_000_000, input=2e9), run("10x", 1, 208, events=40_000_000, input=2e10),
+        run("job 1x", 1, 20, events=4_000_000, input=2e9), run("job 10x", 1, 208, events=40_000_000, input=2e10),
+        run("duckdb 1x", 1, 8, events=4_000_000, input=2e9), run("duckdb 10x", 1, 80, events=40_000_000, input=2e10),
     ),
     "night": section(
         *(run(name, 1, wall, json=5e6, read=12e6, new=30, retired=3) for name, wall in NIGHTS.items()),
@@ -153,8 +154,10 @@ def test_a_program_has_its_median_and_its_least_and_most(page):
 
 
 def test_growth_is_told_per_event(page):
-    assert "| 40,000,000 | 20,000 | 208.0 | 5.20 | 3.0 |" in page(RESULTS)
-    assert "large over small: **1.04**; asked is at most 1.05: met." in page(RESULTS)
+    text = page(RESULTS)
+    assert "| **the job**, etl.py | 40,000,000 | 20,000 | 208.0 | 5.20 | 3.0 |" in text
+    assert "large over small: **1.04**; asked is at most 1.05: met." in text
+    assert "a million events cost **the job**, etl.py 5.22 s, DuckDB 2.00 s." in text
 
 
 def test_a_night_is_held_against_a_day_alone_and_against_a_short_history(page):

@@ -172,6 +172,20 @@ def test_new_logs_alone_are_read_and_rows_are_only_added(nights: Nights, monkeyp
     assert nights.are_as_one_full_run()
 
 
+def test_only_for_little_news_java_does_without_its_second_compiler(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, spark_session = [], etl.spark_session
+    monkeypatch.setattr(etl, "spark_session", lambda *given: asked.append(given[1]) or spark_session(*given))
+    for number, limit in enumerate((etl.SMALL_INPUT, 10)):
+        monkeypatch.setattr(etl, "SMALL_INPUT", limit)
+        nights.deliver(f"log_data/{number}.json", [event(at="2018-11-20", itemInSession=number)])
+        assert nights.run() == 0
+    assert asked == [True, False]
+    told = [etl.local_session(small)["spark.driver.defaultJavaOptions"] for small in asked]
+    assert ["-XX:TieredStopAtLevel=1" in options for options in told] == asked
+
+
 def test_lines_that_were_there_are_copies_in_the_account_and_add_nothing(nights: Nights) -> None:
     nights.deliver("log_data/again.json", [play_of(SONGS[0], userId="1"), event(at="2018-11-30")])
     before = nights.tables("songplays/")
