@@ -1501,9 +1501,9 @@ def lake_files(lake: Disk | Bucket) -> dict[str, int]:
 
 def check_own(lake: Disk | Bucket, there: dict[str, int]) -> None:
     """UsageError if a file lies where tables go that is of no run: what a run replaces it removes."""
-    ours = r".*\.parquet|.*/[._][^/]*" if lake.files(RUNS) else ""
+    has_run = bool(lake.files(RUNS))
     for file, size in sorted(there.items()):
-        if size and not re.fullmatch(ours, file):
+        if size and not (has_run and (file.endswith(".parquet") or hidden(file))):
             told = f"{lake.root}/{file} is of no run of this job and lies where its tables go"
             raise UsageError(f"{told}; move it, or set [LAKE] OUTPUT to another place")
 
@@ -1555,7 +1555,13 @@ class Desk:
         self.touched: set[str] = set()  # the months that new lines are of
         self.again: set[str] = set()  # the months that are built anew
         report["versions"]["spark"] = spark.version
-        spark.conf.set("spark.sql.shuffle.partitions", tasks_for(spark, past.new["log_data"].values()))
+        self.sizes: list[int] = []  # of the files that the shuffles are to bear
+        self.expect(past.new["log_data"].values())
+
+    def expect(self, sizes: Iterable[int]) -> None:
+        """Shuffles into as many tasks as these files, and those expected before, need."""
+        self.sizes += sizes
+        self.spark.conf.set("spark.sql.shuffle.partitions", tasks_for(self.spark, self.sizes))
 
     def new_lines(self, kind: str, fields: str, rules: dict[str, str]) -> DataFrame:
         new = self.past.new[kind]
@@ -1594,8 +1600,7 @@ class Desk:
         if months:
             log.info("built anew: %s", ", ".join(sorted(months)))
             size = sum(self.past.files[file] for file in self.past.files_of(EVENTS.name, months))
-            sizes = [*self.past.new["log_data"].values(), size]
-            self.spark.conf.set("spark.sql.shuffle.partitions", tasks_for(self.spark, sizes))
+            self.expect([size])
             self.write_events(events.coalesce(1 + size // TASK_BYTES), f"{AGAIN}{len(self.again)}/{EVENTS.name}")
             self.again |= months
         self.past.retired.update(file for name in BY_MONTH for file in self.past.files_of(name, months))

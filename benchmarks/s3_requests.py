@@ -36,8 +36,6 @@ etl.connect_s3 = connect_classic
 """
 JOB = "import sys\nsys.exit(etl.main(sys.argv[1:]))"
 PROGRAMS = {"classic": CLASSIC + JOB, "own": "import etl\n" + JOB}
-
-
 OF_INPUT = "{}, of a file of input"
 
 
