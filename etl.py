@@ -1585,7 +1585,7 @@ REMEDIES = {
     "AccessDenied|Forbidden|[Cc]ode: 403|\\(403\\)": "access denied; the keys or the role lack a permission (iam/)",
     "NoAuthWithAWS|CredentialInitialization|Unable to (load|locate) credentials": "no AWS keys found; set"
     " [AWS CREDS], a profile or a role",
-    "SlowDown|ServiceUnavailable|InternalError|[Cc]ode: 50\\d|\\(50\\d\\)|Throttl": "the store is overloaded or failing;"
+    "SlowDown|ServiceUnavailable|InternalError|[Cc]ode: 50\\d|\\(50\\d\\)|Throttl": "the store is overloaded or fails;"
     " run the job again later",
     "UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
     "[Tt]imed? ?out|Connection (was )?reset": "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
