@@ -29,7 +29,7 @@ os.environ["TZ"] = "America/New_York"
 time.tzset()
 
 import pytest  # noqa: E402
-from pyspark.sql import SparkSession  # noqa: E402
+from pyspark.sql import DataFrame, SparkSession  # noqa: E402
 from s3 import Server, moto_server  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,12 +166,17 @@ def job(source: Path | str, output: Path | str, *options: str, **settings: objec
 
 
 def small_session(small: bool) -> dict[str, str]:
-    """The job's local session for many small runs: less memory, two cores, and room for all that Java compiles."""
+    """The job's local session for many small runs: two cores, less memory, and room for all that Java compiles.
+
+    Without generated code, unless a test asks for it (the fixture `compiled`): to compile takes longer than to run.
+    """
     options = "-XX:+UseParallelGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
     changes = {"master": "local[2, 4]", "driver.memory": "1g", "driver.defaultJavaOptions": options}
-    return {**LOCAL_SESSION(small), **{f"spark.{name}": value for name, value in changes.items()}}
+    return {**LOCAL_SESSION(small), **{f"spark.{name}": value for name, value in changes.items()}, **INTERPRETED}
 
 
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+COMPILED = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
 LOCAL_SESSION = etl.local_session
 
 
@@ -185,22 +190,45 @@ def spark() -> Iterable[SparkSession]:
     session.stop()
 
 
+@pytest.fixture(scope="module")
+def compiled(spark: SparkSession) -> Iterator[SparkSession]:
+    """The session with generated code, as users have it."""
+    for key, value in COMPILED.items():
+        spark.conf.set(key, value)
+    yield spark
+    for key, value in INTERPRETED.items():
+        spark.conf.set(key, value)
+
+
 @pytest.fixture
 def table(spark: SparkSession, tmp_path: Path) -> Tables:
     """table(name, songs=[...], events=[...]): the rows of one of the five tables, sorted."""
 
     def rows_of(name: str, songs: Iterable[Row] = (), events: Iterable[Row] = ()) -> list[tuple]:
         lake = write_lake(tmp_path, songs, events)
-        song_lines = etl.song_lines(etl.checked(lines_of(spark, lake, "song_data"), etl.SONG_FIELDS, etl.SONG_RULES))
-        log_lines = etl.log_events(etl.checked(lines_of(spark, lake, "log_data"), etl.LOG_FIELDS, etl.LOG_RULES))
-        versions = etl.user_versions(log_lines)
-        tables = etl.star_schema(etl.clean_songs(song_lines), etl.clean_plays(log_lines), versions)
-        return sorted_rows(map(in_utc, row) for row in tables[name].collect())
+        # As in the job, what was parsed is stored before it is used: one plan for all takes Spark many times as long.
+        song_lines = parsed(lake, "song_data", etl.SONG_LINES) if songs else []
+        log_lines = parsed(lake, "log_data", etl.EVENTS) if events else []
+        songs = etl.clean_songs(spark.createDataFrame(song_lines, etl.SONG_LINES.columns))
+        events = spark.createDataFrame(log_lines, etl.EVENTS.columns)
+        rows = etl.star_schema(songs, etl.clean_plays(events), etl.user_versions(events))[name]
+        return sorted_rows(map(in_utc, row) for row in rows.collect())
+
+    def parsed(lake: Path, kind: str, table: etl.Table) -> list[tuple]:
+        return rows_of_lines(spark, lake, kind).select(*table.names()).collect()
 
     return rows_of
 
 
-def lines_of(spark: SparkSession, root: Path, kind: str) -> Any:
+def rows_of_lines(spark: SparkSession, root: Path, kind: str) -> DataFrame:
+    """What the job makes of the lines of one kind below the root before it builds tables."""
+    lines = lines_of(spark, root, kind)
+    if kind == "song_data":
+        return etl.song_lines(etl.checked(lines, etl.SONG_FIELDS, etl.SONG_RULES))
+    return etl.log_events(etl.checked(lines, etl.LOG_FIELDS, etl.LOG_RULES))
+
+
+def lines_of(spark: SparkSession, root: Path, kind: str) -> DataFrame:
     """The lines of one kind below the root, as the job reads them."""
     return etl.read_lines(spark, f"file://{root}", kind, etl.json_files(etl.Disk(str(root)), kind))
 

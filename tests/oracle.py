@@ -72,12 +72,12 @@ MACROS = """
 -- The kind of the value; absent is NULL too.
 create macro kind(line, key) as coalesce(json_type(line, key), 'NULL');
 create macro is_number(line, key) as kind(line, key) in ('NULL', 'BIGINT', 'UBIGINT', 'DOUBLE');
+create macro exact(number) as case when number % 1 = 0 and abs(number) < 2^53 then try_cast(number as bigint) end;
 -- A whole number may have a point or an exponent: 7.0, 1.5E12. That makes it a double, which is exact below 2^53.
 create macro whole(line, key) as case kind(line, key)
     when 'BIGINT' then try_cast(line ->> key as bigint)
     when 'UBIGINT' then try_cast(line ->> key as bigint)
-    when 'DOUBLE' then case when try_cast(line ->> key as double) % 1 = 0 and abs(try_cast(line ->> key as double)) < 2^53
-        then try_cast(try_cast(line ->> key as double) as bigint) end end;
+    when 'DOUBLE' then exact(try_cast(line ->> key as double)) end;
 create macro is_integer(line, key) as kind(line, key) = 'NULL' or whole(line, key) is not null;
 create macro is_small_integer(line, key) as kind(line, key) = 'NULL' or try_cast(whole(line, key) as int) is not null;
 create macro is_infinite(line, key) as coalesce(isinf(try_cast(line ->> key as double)), false);
@@ -257,7 +257,7 @@ def in_order(rows: list) -> list:
 
 
 def five_tables(input_dir: str, by_day: bool = False) -> "dict[str, list[tuple]]":
-    """Each table's rows in order, columns as in COLUMNS; times are naive datetimes in UTC. By day, a play has its day."""
+    """Each table's rows in order, columns as in COLUMNS; times are naive datetimes in UTC. by_day adds a play's day."""
     columns = {**COLUMNS, "songplays": COLUMNS["songplays"] + (", day" if by_day else "")}
     with lake(input_dir) as db:
         return {
