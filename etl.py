@@ -1061,8 +1061,11 @@ def opened(lake: Disk | Bucket, full: bool) -> tuple[Ledger, dict[str, int]]:
         files = lake_files(lake)
         if newest_number(lake) == ledger.number:  # else these are the files of a newer one
             break
-    for file in sorted(files.keys() - ledger.files.keys() - ledger.retire.keys()):
-        raise UsageError(f"{lake.root}/{file}: not a file of this job, and among its tables; move it or change OUTPUT")
+    others = sorted(files.keys() - ledger.files.keys() - ledger.retire.keys())
+    if others:
+        count = f" (and {len(others) - 1:,} more)" if others[1:] else ""
+        where = f"{lake.root}/{others[0]}{count}"
+        raise UsageError(f"{where}: lies among the tables, but no ledger lists it; move it, or change OUTPUT")
     return ledger, files
 
 
@@ -1272,8 +1275,10 @@ def rules_of(settings: Settings) -> dict:
 
 def why_rebuild(newest: Ledger, rules: dict, files: dict[str, int], changes: Changes, full: bool) -> str:
     """Why the run cannot build on this ledger; "" if it can, or if there is nothing yet."""
-    if not newest.files or full or not newest.number:
-        return "--full" * full if newest.number or not newest.files else "version 1 of this job wrote the lake"
+    if not newest.files:
+        return ""
+    if full or not newest.number:
+        return "--full" if full else "version 1 of this job wrote the lake"
     for rule, value in rules.items():
         if newest.rules.get(rule) != value:
             return f"{rule} was {newest.rules.get(rule)!r} in the last run and is {value!r}"
