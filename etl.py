@@ -568,7 +568,7 @@ def spark_session(settings: Settings, size: int = 0) -> SparkSession:
     if "PYSPARK_GATEWAY_PORT" not in os.environ and SparkSession.getActiveSession() is None:  # not spark-submit's
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # avoids two warnings about the machine's name
         os.environ["LC_ALL"] = "C.UTF-8"  # under another locale Java cannot read every file name
-        for key, value in {**local_session(size < SMALL_INPUT), **s3a_packages(settings)}.items():
+        for key, value in {**local_session(size < SMALL_INPUT), **s3a_session(settings)}.items():
             builder = builder.config(key, value)
     spark = builder.getOrCreate()
     tasks = max(spark.sparkContext.defaultParallelism, 2 * size // TASK_BYTES)
@@ -594,25 +594,23 @@ def local_session(small: bool) -> dict[str, str]:
     }
 
 
-# S3A and its committer for a local session: 9 MB from Maven Central instead of the AWS bundle's 500. On a cluster the
-# submitter brings its own with --packages; EMR has them.
+# S3A for a local session: 9 MB from Maven Central instead of the AWS bundle's 500. Its committer uploads files that all
+# appear when a write commits, instead of copying them. A cluster's submitter brings its own; EMR has them.
 S3A_PACKAGES = (
     "org.apache.hadoop:hadoop-aws:{hadoop},org.apache.spark:spark-hadoop-cloud_{scala}:{spark},"
     "software.amazon.awssdk:s3:2.25.53,software.amazon.awssdk:s3-transfer-manager:2.25.53"
 )
-S3A_EXCLUDES = (
-    "software.amazon.awssdk:bundle,org.apache.hadoop:hadoop-client-runtime,org.apache.hadoop:hadoop-azure,"
-    "org.apache.hadoop:hadoop-cloud-storage,org.eclipse.jetty:*,io.netty:*,org.slf4j:*,com.google.*:*,com.squareup.*:*,"
-    "com.fasterxml.*:*,commons-*:*"
-)
-# Uploads that appear all at once when a write commits, instead of copies.
-MAGIC_COMMITTER = {
+S3A_SESSION = {
+    "spark.jars.excludes": "software.amazon.awssdk:bundle,org.apache.hadoop:hadoop-client-runtime,io.netty:*,"
+    "org.apache.hadoop:hadoop-azure,org.apache.hadoop:hadoop-cloud-storage,org.eclipse.jetty:*,org.slf4j:*,"
+    "com.google.*:*,com.squareup.*:*,com.fasterxml.*:*,commons-*:*",
+    "spark.hadoop.fs.s3a.committer.name": "magic",
     "spark.sql.sources.commitProtocolClass": "org.apache.spark.internal.io.cloud.PathOutputCommitProtocol",
     "spark.sql.parquet.output.committer.class": "org.apache.spark.internal.io.cloud.BindingParquetOutputCommitter",
 }
 
 
-def s3a_packages(settings: Settings) -> dict[str, str]:
+def s3a_session(settings: Settings) -> dict[str, str]:
     """What a local session needs to reach S3; nothing if it does not."""
     if not uses_s3(settings):
         return {}
@@ -621,8 +619,7 @@ def s3a_packages(settings: Settings) -> dict[str, str]:
     scala, spark = re.search(r"spark-core_([\d.]+)-([\d.]+)\.jar", jars).groups()
     if not hadoop.startswith("3.4"):
         raise UsageError(f"no S3 connector is known for Spark {spark} here; start it with spark-submit --packages ...")
-    packages = S3A_PACKAGES.format(hadoop=hadoop, scala=scala, spark=spark)
-    return {"spark.jars.packages": packages, "spark.jars.excludes": S3A_EXCLUDES}
+    return {**S3A_SESSION, "spark.jars.packages": S3A_PACKAGES.format(hadoop=hadoop, scala=scala, spark=spark)}
 
 
 def uses_s3(settings: Settings) -> bool:
@@ -630,14 +627,13 @@ def uses_s3(settings: Settings) -> bool:
 
 
 def connect_s3(spark: SparkSession, settings: Settings) -> None:
-    """Gives S3A the keys, the endpoint, the time-outs and the committer; on EMR nothing, Amazon's own serve.
+    """Gives S3A the keys, the endpoint and the time-outs; on EMR nothing, Amazon's own connector serves.
 
     All at run time: a key given to the builder shows in `ps`, in the Spark UI and in YARN's copy of the configuration.
     """
     if not uses_s3(settings) or amazons_own(spark, settings):
         return
-    values = {**S3A_PATIENCE, "committer.name": "magic"}
-    keys = s3a_keys(settings)
+    values, keys = dict(S3A_PATIENCE), s3a_keys(settings)
     if keys:
         provider = "TemporaryAWSCredentialsProvider" if keys[2] else "SimpleAWSCredentialsProvider"
         values["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
@@ -648,13 +644,6 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
         values["endpoint.region"] = settings.region or "us-east-1"
     for key, value in values.items():
         spark._jsc.hadoopConfiguration().set(f"fs.s3a.{key}", value)
-    for key, name in MAGIC_COMMITTER.items():
-        try:
-            spark._jvm.org.apache.spark.util.Utils.classForName(name, False, False)
-        except Py4JError:
-            log.warning("spark-hadoop-cloud is not on the class path, so Spark writes by copying, which is slower")
-            break
-        spark.conf.set(key, name)
 
 
 def amazons_own(spark: SparkSession, settings: Settings) -> bool:
