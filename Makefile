@@ -9,7 +9,7 @@ MODE ?=
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help setup run notebook notebook-outputs bench reliability test test-all test-timezone test-spark35 test-killed \
+.PHONY: help setup run notebook notebook-outputs bench reliability mutations test test-all test-timezone test-spark35 test-killed \
 	test-minio test-readme test-yarn lint clean
 
 help: ## lists the targets
@@ -31,6 +31,9 @@ bench: .venv/tests ## how fast the job is, beside other programs; SCALE=0.025 is
 
 reliability: .venv/tests ## runs the tests that try to break the job, and writes the table in docs/guarantees.md
 	@$(RUN) tools/reliability.py
+
+mutations: .venv/tests ## breaks rules of etl.py one at a time; each must fail a test; writes docs/mutations.md
+	@$(TEST) .venv/bin/python tools/mutations.py
 
 test: .venv/tests ## the tests, with a real S3 server on loopback
 	@$(TEST) .venv/bin/python -m pytest
