@@ -12,13 +12,19 @@ import etl
 
 
 def published(output: Path | str, name: str, by_day: bool = False) -> list[tuple]:
-    """The table's rows, sorted, as DuckDB reads them; times as naive UTC. By day, a play has its day as well."""
-    names = [*etl.TABLES[name].names(), *["day"] * (by_day and name == "songplays")]
+    """The table's rows, sorted, as DuckDB reads them; times as naive UTC. by_day adds a play's day."""
+    types = etl.field_types(etl.TABLES[name].columns)
+    names = [*types, *["day"] * (by_day and name == "songplays")]
     columns = [f"{column} AT TIME ZONE 'UTC'" if column == "start_time" else column for column in names]
+    file = next(Path(output, name).rglob("*.parquet"), None)
+    partitions = {part.split("=")[0] for part in file.relative_to(output).parts if "=" in part} if file else set()
+    hive = ", ".join(
+        f"{column}: {types.get(column, 'INT')}" for column in partitions
+    )  # else an artist_id 007 is a number
     with duckdb.connect() as engine:
         engine.execute("SET TimeZone = 'UTC'")
-        files = f"read_parquet('{output}/{name}/**/*.parquet', hive_partitioning = true)"
-        return sorted_rows(engine.sql(f"SELECT {', '.join(columns)} FROM {files}").fetchall())
+        files = f"'{output}/{name}/**/*.parquet', hive_partitioning = true" + f", hive_types = {{{hive}}}" * bool(hive)
+        return sorted_rows(engine.sql(f"SELECT {', '.join(columns)} FROM read_parquet({files})").fetchall())
 
 
 def all_published(output: Path | str, by_day: bool = False) -> dict[str, list[tuple]]:

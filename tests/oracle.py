@@ -6,6 +6,7 @@ It shares no code with the job it checks. Read it beside the README's rules: eac
 import gzip
 import json
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import duckdb
@@ -289,6 +290,25 @@ def judged_lines(input_dir: str) -> "list[tuple[str, str, str | None]]":
         for path in files(Path(input_dir) / f"{kind}_data")
         for line in lines(path)
     ]
+
+
+def fates(input_dir: str) -> "dict[str, Counter]":
+    """What must become of the lines, by file. Of lines that are one play or one song the first by file is accepted."""
+    found, seen = defaultdict(Counter), set()
+    for file, line, reason in sorted(judged_lines(input_dir), key=lambda judged: judged[0]):
+        key = None if reason else key_of(json.loads(line))
+        fate = "quarantined" if reason else "no_play" if not key else "duplicates" if key in seen else "accepted"
+        found[file][fate] += 1
+        seen.add(key)
+    return dict(found)
+
+
+def key_of(row: dict) -> "tuple | None":
+    """Lines that share it are one play, or one song; None for an event that is no play."""
+    if "song_id" in row:
+        return ("song", str(row["song_id"]))
+    user = int(str(row["userId"]).split(".")[0] or 0)
+    return (row["ts"], user, row["sessionId"], row["itemInSession"]) if row["page"] == "NextSong" else None
 
 
 def usable_lines(input_dir: str) -> "dict[str, int]":
