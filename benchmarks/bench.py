@@ -190,7 +190,7 @@ def by_turns(rounds: int, runs: Runs) -> list[dict]:
     for number in range(1, rounds + 1):
         for name, run in runs.items():
             found.append({"program": name, "round": number, **run()})
-            say(f"round {number}: {name}: " + ", ".join(f"{key} {value}" for key, value in found[-1].items()))
+            say(f"round {number}: {name}: {found[-1].get('wall') or found[-1].get('requests')}")
     return found
 
 

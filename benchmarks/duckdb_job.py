@@ -16,8 +16,11 @@ import sys
 
 import duckdb
 
-# One parse of the logs, held as columns in memory: they take less than the text, and are cheap to read again.
-SOURCES = """
+SCRIPT = r"""
+CREATE TEMP MACRO known(value) AS CASE WHEN regexp_matches(value, '\S') THEN value END;
+CREATE TEMP MACRO latest(value, nth) AS max_by(value, (nth, value)) FILTER (known(value) IS NOT NULL);
+
+-- One parse of the logs, held as columns in memory: they take less than the text, and are cheap to read again.
 CREATE TEMP TABLE event AS
 SELECT
     ts, try_cast(userId AS BIGINT) AS user_id, sessionId AS session_id, itemInSession AS item,
@@ -35,16 +38,9 @@ FROM read_json($songs, format = 'newline_delimited', columns = {
     artist_name: 'VARCHAR', artist_location: 'VARCHAR', artist_latitude: 'DOUBLE', artist_longitude: 'DOUBLE'})
 ORDER BY song_id, coalesce(year, 0) DESC, duration DESC NULLS LAST, title DESC NULLS LAST,
     known(artist_id) DESC NULLS LAST, artist_name DESC NULLS LAST, artist_location DESC NULLS LAST,
-    artist_latitude DESC NULLS LAST, artist_longitude DESC NULLS LAST
-"""
+    artist_latitude DESC NULLS LAST, artist_longitude DESC NULLS LAST;
 
-MACROS = r"""
-CREATE TEMP MACRO known(value) AS CASE WHEN regexp_matches(value, '\S') THEN value END;
-CREATE TEMP MACRO latest(value, nth) AS max_by(value, (nth, value)) FILTER (known(value::VARCHAR) IS NOT NULL)
-"""
-
-# Only for the few keys that come more than once are wide rows sorted.
-PLAYS = """
+-- Only for the few keys that come more than once are wide rows sorted.
 CREATE TEMP TABLE repeated AS
 SELECT ts, user_id, session_id, item FROM event WHERE is_play GROUP BY ALL HAVING count(*) > 1;
 
@@ -59,11 +55,9 @@ SELECT * FROM (
 
 CREATE TEMP TABLE match AS
 SELECT title, artist_name AS artist, round(duration, 5) AS duration, min_by((song_id, artist_id), song_id) AS song
-FROM song GROUP BY ALL
-"""
+FROM song GROUP BY ALL;
 
-# Narrow and few: one row for each version of a user's facts.
-USERS = """
+-- One row for each version of a user's facts: few, and narrow.
 CREATE TEMP TABLE version AS
 SELECT user_id, first_name, last_name, gender, level,
     max(ts * 2097152 + least(greatest(coalesce(item, 0), 0), 2097151)) AS nth
@@ -84,11 +78,12 @@ TABLES = {
         FROM version GROUP BY user_id""",
     "songs": "SELECT song_id, title, artist_id, duration, year FROM song",
     "artists": """
-        SELECT artist_id, latest(artist_name, (year, song_id)) AS name,
-            latest(artist_location, (year, song_id)) AS location,
-            latest(artist_latitude, (year, song_id)) AS latitude,
-            latest(artist_longitude, (year, song_id)) AS longitude
-        FROM song WHERE artist_id IS NOT NULL GROUP BY artist_id""",
+        SELECT artist_id, name, place.location, place.artist_latitude AS latitude, place.artist_longitude AS longitude
+        FROM (
+            SELECT artist_id, latest(artist_name, (year, song_id)) AS name, max_by(song, (year, song_id)) FILTER (
+                location IS NOT NULL OR artist_latitude IS NOT NULL OR artist_longitude IS NOT NULL) AS place
+            FROM (SELECT *, known(artist_location) AS location FROM song) AS song
+            WHERE artist_id IS NOT NULL GROUP BY artist_id)""",
     "time": """
         SELECT moment::TIMESTAMPTZ AS start_time, hour(moment)::INTEGER AS hour, day(moment)::INTEGER AS day,
             week(moment)::INTEGER AS week, dayofweek(moment)::INTEGER + 1 AS weekday, year(moment)::INTEGER AS year,
@@ -103,7 +98,7 @@ def main(source: str, target: str) -> None:
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'; SET preserve_insertion_order = false")
         places = {"logs": f"{source}/log_data/**/*.json", "songs": f"{source}/song_data/**/*.json"}
-        for statement in ";".join((MACROS, SOURCES, PLAYS, USERS)).split(";"):
+        for statement in SCRIPT.split(";\n"):
             db.execute(statement, {name: place for name, place in places.items() if f"${name}" in statement})
         for name, rows in TABLES.items():
             partitions = f"PARTITION_BY ({PARTITIONS[name]}), " if name in PARTITIONS else "PER_THREAD_OUTPUT true, "

@@ -28,9 +28,7 @@ import duckdb
 
 DAY = 86_400_000  # milliseconds
 
-# ---------------------------------------------------------------------------------------------------------------------
 # A clean lake
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def made_up(options: argparse.Namespace, spill: str) -> duckdb.DuckDBPyConnection:
@@ -74,47 +72,48 @@ def write(path: Path, content: bytes | str) -> None:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Dirt: every day gets every kind once, each made from one of the day's own plays
-# ---------------------------------------------------------------------------------------------------------------------
 
 ABSENT = object()  # as a value: the key is left out
 
+
+def each(**values: tuple) -> list[dict]:
+    """each(page=(None, 7)) -> [{"page": None}, {"page": 7}]"""
+    return [{key: value} for key in values for value in values[key]]
+
+
 WRONG_CASE = ("ts", "page", "userId", "sessionId", "itemInSession", "level", "firstName", "artist", "song", "length")
 EVENT_CHANGES = (
-    *({"ts": value} for value in ("1541016707796", 1541016707796.0, 2**70, 2**63, True, ABSENT, None, 1541016707, 0, -1,
-                                  946684799999, 946684800000, 4102444799999, 4102444800000, 2**62, 1546300799999)),
-    *({"userId": value} for value in (ABSENT, None, "abc", "12a", "-5", "4 2", "1" * 19, 10**18, "٣", 39.5, 39.0, True,
-                                      "", "   ", 39, " 39 ", "0039", "9" * 18, "0")),
-    *({"sessionId": value} for value in ("12", 12.0, 12.5, 2**63, 2**63 - 1, -(2**63) - 1, -7, ABSENT, None)),
-    *({"itemInSession": value} for value in ("3", 3.5, 2**70, 2**40, -1, False, ABSENT, None)),
-    *({"length": value} for value in ("200.5", True, "", None, 200, 2e2, 0, 1e300)),
-    *({"page": value} for value in (ABSENT, None, "nextsong", "NextSong ", "", 7)),
-    *({"page": "Home", **other} for other in ({"sessionId": None}, {"itemInSession": None}, {"userId": ""},
-                                              {"userId": "  "}, {"userId": "x"}, {"level": "  "})),
-    *({"song": value} for value in (1999, True, "", "next\u0085line\u2028here", "tab\there\nand there")),
-    *({"artist": value} for value in (311, 1.5, None)),
-    *({"location": value} for value in ("", "  ", " \t ", ABSENT)),
-    *({"level": value} for value in (None, "")),
-    {"firstName": " ", "lastName": ""}, {"firstName": 7}, {"gender": None}, {"userAgent": None},
-    {"gender": None, "profile": {"Gender": "F"}}, {"registration": "soon"}, {"extra": {"nested": [1, "NextSong"]}},
-    {"ts": "now", "page": None, "userId": None}, {"page": None, "ts": None}, {"ts": None, "userId": None},
-    {"sessionId": None, "itemInSession": None},
+    *each(
+        ts=("1541016707796", 1541016707796.0, 2**70, 2**63, True, ABSENT, None, 1541016707, 0, -1, 946684799999,
+            946684800000, 4102444799999, 4102444800000, 2**62, 1546300799999),
+        userId=(ABSENT, None, "abc", "12a", "-5", "4 2", "1" * 19, 10**18, "٣", 39.5, 39.0, True, "", "   ", 39, " 39 ",
+                "0039", "9" * 18, "0"),
+        sessionId=("12", 12.0, 12.5, 2**63, 2**63 - 1, -(2**63) - 1, -7, ABSENT, None),
+        itemInSession=("3", 3.5, 2**70, 2**40, -1, False, ABSENT, None),
+        length=("200.5", True, "", None, 200, 2e2, 0, 1e300), page=(ABSENT, None, "nextsong", "NextSong ", "", 7),
+        song=(1999, True, "", "next\u0085line\u2028here", "tab\there\nand there"), artist=(311, 1.5, None),
+        location=("", "  ", " \t ", ABSENT), level=(None, ""), gender=(None,), userAgent=(None,), firstName=(7,),
+        registration=("soon",), extra=({"nested": [1, "NextSong"]},), profile=({"Gender": "F"},),
+    ),
+    *({"page": "Home", **other} for other in each(sessionId=(None,), itemInSession=(None,), userId=("", "  ", "x"))),
+    {"firstName": " ", "lastName": ""}, {"gender": None, "profile": {"Gender": "F"}}, {"page": None, "ts": None},
+    {"ts": "now", "page": None, "userId": None}, {"ts": None, "userId": None}, {"sessionId": None, "itemInSession": None},
 )  # fmt: skip
 OTHER_COPIES = (  # the same play once more, with another column different
-    {}, {"level": None}, {"level": "trial"}, {"location": None}, {"location": "Zz"}, {"userAgent": None},
-    {"userAgent": ""}, {"artist": "Éa"}, {"song": "zz"}, {"song": None}, {"length": 999.5}, {"length": None},
+    {}, *each(level=(None, "trial"), location=(None, "Zz"), userAgent=(None, ""), artist=("Éa",), song=(None, "zz"),
+              length=(None, 999.5)),
 )  # fmt: skip
 SONG_CHANGES = (
-    {}, {"title": "A Later Title"}, {"title": None}, {"title": 1999}, {"title": "Next\u0085line\u2028here"},
-    *({"year": value} for value in (2017, 0, None, ABSENT, -1, 20180, 2**31 - 1, 2**31, 2**70, "2001", 2001.0, 2001.5,
-                                    True)),
-    *({"duration": value} for value in (1.5, None, 215, "200.1", False)),
-    *({"artist_id": value} for value in ("", "   ", None, 17)), {"artist_name": ""},
+    {}, *each(
+        title=("A Later Title", None, 1999, "Next\u0085line\u2028here"), num_songs=("one",),
+        year=(2017, 0, None, ABSENT, -1, 20180, 2**31 - 1, 2**31, 2**70, "2001", 2001.0, 2001.5, True),
+        duration=(1.5, None, 215, "200.1", False), artist_id=("", "   ", None, 17), artist_name=("",),
+        artist_location=("\t",), artist_latitude=(51, "51.5"), artist_longitude=("-0.1", True),
+        song_id=(17, "", "  ", None, ABSENT),
+    ),
     {"artist_name": " ", "year": 2008}, {"artist_name": None, "artist_location": None, "year": 2009},
-    {"artist_location": "\t"}, {"artist_latitude": 0.0, "artist_longitude": -0.5}, {"artist_latitude": 51},
-    {"artist_latitude": "51.5"}, {"artist_longitude": "-0.1"}, {"artist_longitude": True}, {"num_songs": "one"},
-    *({"song_id": value} for value in (17, "", "  ", None, ABSENT)), {"song_id": None, "year": "x"},
+    {"artist_latitude": 0.0, "artist_longitude": -0.5}, {"song_id": None, "year": "x"},
     {"title": ABSENT, "Title": "In the wrong case"},
 )  # fmt: skip
 
@@ -186,9 +185,7 @@ def write_unread(out: Path, song: dict) -> None:
         write(out / "log_data" / name, "{broken")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# The command line
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -20,22 +21,15 @@ def measured(command: list, environment: dict[str, str] | None = None) -> dict[s
     with tempfile.TemporaryFile() as output:
         since, used = time.monotonic(), []
         child = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        while child.returncode is None or has_children():
-            process, status, usage = os.wait4(-1, 0)
-            used.append(usage)
-            if process == child.pid:
-                wall, child.returncode = time.monotonic() - since, os.waitstatus_to_exitcode(status)
+        with suppress(ChildProcessError):  # until there is no child left
+            while True:
+                process, status, usage = os.wait4(-1, 0)
+                used.append(usage)
+                if process == child.pid:
+                    wall, child.returncode = time.monotonic() - since, os.waitstatus_to_exitcode(status)
         if child.returncode:
             output.seek(0)
             said = output.read().decode(errors="replace")[-3000:]
             raise RuntimeError(f"{command[1]} ended with {child.returncode}: {said}")
     cpu, memory = sum(each.ru_utime + each.ru_stime for each in used), max(each.ru_maxrss for each in used)
     return {"wall": round(wall, 3), "cpu": round(cpu, 3), "memory": memory * 1024}
-
-
-def has_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True

@@ -105,12 +105,9 @@ def verdict(value: float, limit: str) -> str:
 
 
 def stage_table(runs: list[dict]) -> list[str]:
-    """The job's stages by the clock, as its own report has them, and the rest: the start and the end of the process."""
+    """The job's stages by the clock, from its own report. Some run side by side, so the shares may exceed the whole."""
     jobs = [run for run in runs if run["program"] == "job" and run.get("stages")]
-    if not jobs:
-        return []
-    stages = {name: median(run["stages"].get(name, 0) for run in jobs) for name in jobs[0]["stages"]}
-    whole = median(run["wall"] for run in jobs)
-    rows = {**stages, "the rest": whole - sum(stages.values())}
-    lines = [f"| {name} | {seconds:.1f} | {seconds / whole:.0%} |" for name, seconds in rows.items()]
-    return ["| the job's stage | seconds | share |", "|---|---:|---:|", *lines]
+    whole = median(run["wall"] for run in jobs) if jobs else 0
+    stages = {name: median(run["stages"].get(name, 0) for run in jobs) for run in jobs for name in run["stages"]}
+    lines = [f"| {name} | {seconds:.1f} | {seconds / whole:.0%} |" for name, seconds in stages.items()]
+    return ["| stage of the job | seconds | of the whole run |", "|---|---:|---:|", *lines] if jobs else []

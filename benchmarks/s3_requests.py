@@ -29,13 +29,19 @@ def counted(lake: Path, place: Path, *options: str) -> dict[str, int]:
         client = server.client()
         for bucket in ("raw", "tables"):
             client.create_bucket(Bucket=bucket)
-        command = [sys.executable, ROOT / "etl.py", "--config", config]
-        environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
         for file in sorted(lake.rglob("*.json"), key=lambda file: file == last):
             if file == last:
-                subprocess.run(command, check=True, env=environment)
+                run(config)
             client.upload_file(str(file), "raw", file.relative_to(lake).as_posix())
         proxy.forget()
-        subprocess.run([*command, *options], check=True, env=environment)
+        run(config, *options)
         counts = proxy.counts()
     return {"requests": counts.total(), **dict(counts.most_common())}
+
+
+def run(config: Path, *options: str) -> None:
+    command = [sys.executable, ROOT / "etl.py", "--config", config, *options]
+    environment = {**os.environ, "AWS_EC2_METADATA_DISABLED": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"etl.py ended with {done.returncode}: {done.stderr[-3000:]}")
