@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import report
 from measure import measured
-from s3_requests import requests
+from s3_requests import counted
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -103,22 +104,17 @@ def comparison(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
 
 def growth(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
     lakes = {f"{n}x": lake(EVENTS * options.scale * n, SONGS, DAYS) for n in (1, 10)}
-    programs = [name for name in options.only if name != "usual"]
-    return f"1x: {lakes['1x'][1]}; 10x: {lakes['10x'][1]}", {
-        f"{name} {size}": partial(first_run, name, source, place)
-        for size, (source, _) in lakes.items()
-        for name in programs
-    }
+    pairs = [(name, size) for size in lakes for name in options.only if name != "usual"]
+    runs = {f"{name} {size}": partial(first_run, name, lakes[size][0], place) for name, size in pairs}
+    return f"1x: {lakes['1x'][1]}; 10x: {lakes['10x'][1]}", runs
 
 
 def against(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
     source, data = lake(EVENTS * options.scale, SONGS, DAYS)
     checkouts = {"job": ROOT, "the other": Path(options.against).resolve()}
-    commits = ["git", "-C", checkouts["the other"], "log", "-1", "--format=%h of %cs"]
-    other = subprocess.run(commits, check=True, capture_output=True, text=True).stdout.strip()
-    return f"The other is commit {other}; {data}", {
-        name: partial(first_run, "job", source, place, checkout) for name, checkout in checkouts.items()
-    }
+    commit = subprocess.check_output(["git", "log", "-1", "--format=%h of %cs"], cwd=checkouts["the other"], text=True)
+    runs = {name: partial(first_run, "job", source, place, checkout) for name, checkout in checkouts.items()}
+    return f"the other is commit {commit.strip()}; {data}", runs
 
 
 def tiny(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
@@ -158,7 +154,8 @@ def history(lake: Path, place: Path, days: int, *options: str) -> Callable[[], d
     *logs, last = sorted((lake / "log_data").rglob("*.json"))
     new = source / last.relative_to(lake)
     for file in [*logs[len(logs) - days :], *(lake / "song_data").rglob("*.json")]:
-        link(file, source / file.relative_to(lake))
+        (source / file.relative_to(lake)).parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, source / file.relative_to(lake))
     before.mkdir()
     if days:
         say(f"tables of {days} days")
@@ -168,20 +165,16 @@ def history(lake: Path, place: Path, days: int, *options: str) -> Callable[[], d
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(before, output)
         new.unlink(missing_ok=True)
-        link(last, new)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        os.link(last, new)
         return timed([*command("job", source, output), *options], source, output)
 
     return add_day
 
 
-def link(file: Path, name: Path) -> None:
-    name.parent.mkdir(parents=True, exist_ok=True)
-    os.link(file, name)
-
-
 def s3(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
     source, data = lake(20_000, 500, 30)
-    return data, requests(source, place)
+    return data, {"a night": partial(counted, source, place), "in full": partial(counted, source, place, "--full")}
 
 
 def by_turns(rounds: int, runs: Runs) -> list[dict]:
@@ -195,11 +188,10 @@ def by_turns(rounds: int, runs: Runs) -> list[dict]:
 
 
 def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    processor = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / report.GB
-    processor = models[0].partition(":")[2].strip() if models else platform.machine()
-    versions = f"Python {platform.python_version()}, Spark {version('pyspark')}, DuckDB {version('duckdb')}"
-    return f"{len(os.sched_getaffinity(0))} cores of {processor}, {memory:.0f} GB; {versions}"
+    cores = f"{len(os.sched_getaffinity(0))} cores of {processor[1] if processor else platform.machine()}"
+    return f"{cores}, {memory:.0f} GB; Python {platform.python_version()}, Spark {version('pyspark')}"
 
 
 def say(text: str) -> None:

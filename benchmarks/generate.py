@@ -98,7 +98,8 @@ EVENT_CHANGES = (
     ),
     *({"page": "Home", **other} for other in each(sessionId=(None,), itemInSession=(None,), userId=("", "  ", "x"))),
     {"firstName": " ", "lastName": ""}, {"gender": None, "profile": {"Gender": "F"}}, {"page": None, "ts": None},
-    {"ts": "now", "page": None, "userId": None}, {"ts": None, "userId": None}, {"sessionId": None, "itemInSession": None},
+    {"ts": "now", "page": None, "userId": None}, {"ts": None, "userId": None},
+    {"sessionId": None, "itemInSession": None},
 )  # fmt: skip
 OTHER_COPIES = (  # the same play once more, with another column different
     {}, *each(level=(None, "trial"), location=(None, "Zz"), userAgent=(None, ""), artist=("Éa",), song=(None, "zz"),

@@ -22,8 +22,7 @@ SET VARIABLE titles = ['{0} {2}', 'The {2} And The {1}', '{2} (Album Version)', 
 SET VARIABLE bands = ['{0} {1}', 'The {0} {1}', '{3} & The {1}', '{1}/{0}', 'DJ {3}', '{0} {3}'];
 SET VARIABLE systems = ['Windows NT 6.1; WOW64', 'Macintosh; Intel Mac OS X 10_9_4', 'X11; Linux x86_64'];
 SET VARIABLE browsers = ['Chrome/36.0.1985.143', 'Ubuntu Chromium/34.0.1847.116 Chrome/34.0.1847.116'];
-SET VARIABLE pages = ['Home', 'Home', 'Home', 'Upgrade', 'Downgrade', 'Settings', 'Save Settings', 'Help', 'About',
-    'Error'];
+SET VARIABLE pages = ['Home', 'Home', 'Upgrade', 'Downgrade', 'Settings', 'Save Settings', 'Help', 'About', 'Error'];
 SET VARIABLE open_pages = ['Home', 'Home', 'Login', 'Help', 'About'];  -- of those who are not logged in
 CREATE MACRO phrase(shapes, name, n) AS format(one_of(shapes, name, n), one_of('moods', name, n),
     one_of('things', name, n), one_of('sounds', name, n), one_of('last', name, n));

@@ -13,28 +13,17 @@ COLUMNS = {
 }
 # A figure of one run over the same figure of another in the same round, or of one run alone: the limit of its median.
 GOALS = {
-    "comparison": {
-        ("wall", "job", "floor"): "at most 3.8",
-        ("cpu", "job", "floor"): "",
-        ("wall", "usual", "job"): "at least 2.2",
-        ("wall", "job", "duckdb"): "",
-    },
-    "growth": {
-        ("wall", "job 1x", "floor 1x"): "at most 3.8",
-        ("wall", "job 10x", "floor 10x"): "at most 4.8",
-        ("wall", "job 10x", "job 1x"): "at most 10.5",
-        ("wall", "job 10x", "duckdb 10x"): "",
-    },
-    "night": {
-        ("wall", "a year", "no history"): "at most 1.2",
-        ("wall", "three years", "a month"): "at most 1.15",
-        ("wall", "a year, in full", "a year"): "",
-    },
-    "tiny": {("wall", "14,896 song files", "one song file"): "at most 2"},
+    "comparison": {("wall", "job", "floor"): "at most 3.8", ("cpu", "job", "floor"): "",
+                   ("wall", "usual", "job"): "at least 2.2", ("wall", "job", "duckdb"): ""},
+    "growth": {("wall", "job 1x", "floor 1x"): "at most 3.8", ("wall", "job 10x", "floor 10x"): "at most 4.8",
+               ("wall", "job 10x", "job 1x"): "at most 10.5", ("wall", "job 10x", "duckdb 10x"): ""},
+    "night": {("wall", "a year", "no history"): "at most 1.2", ("wall", "three years", "a month"): "at most 1.15",
+              ("wall", "a year, in full", "a year"): ""},
     "sample": {("wall", "nothing new"): "at most 2", ("wall", "in full, the second time"): "at most 12"},
+    "tiny": {("wall", "14,896 song files", "one song file"): "at most 2"},
     "s3": {("requests", "in full"): "at most 2200", ("requests", "a night"): "at most 300"},
     "against": {("wall", "job", "the other"): "", ("cpu", "job", "the other"): ""},
-}
+}  # fmt: skip
 
 
 def rendered(text: str, results: dict) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,13 +14,8 @@ from faultproxy import fault_proxy  # noqa: E402
 from s3 import moto_server  # noqa: E402
 
 
-def requests(lake: Path, place: Path) -> dict[str, Callable[[], dict]]:
-    """Runs that return their requests by operation: a night with one new log file, and a run in full."""
-    return {"a night": partial(counted, lake, place), "in full": partial(counted, lake, place, "--full")}
-
-
 def counted(lake: Path, place: Path, *options: str) -> dict[str, int]:
-    """The requests of a run that finds one new log file beside the tables of the others."""
+    """The requests, by operation, of a run that finds one new log file beside the tables of the others."""
     last, config = max((lake / "log_data").rglob("*.json")), place / "dl.cfg"
     with moto_server() as server, fault_proxy(server.endpoint) as proxy:
         server.behind(proxy.endpoint).dl_cfg(config, "s3://raw", OUTPUT="s3://tables/lake")
