@@ -391,7 +391,7 @@ def checked(lines: DataFrame, ddl: str, rules: dict[str, str]) -> DataFrame:
     reasons = {
         "broken JSON": "closed IS NULL OR size(line) != 1 OR a IS NULL",
         **{f"wrong type: {name}": wrong_type.format(name) for name, type in types.items() if type != "STRING"},
-        "key given twice": "again.corrupt IS NOT NULL",  # one value is right, and another has a wrong type
+        "a key twice": "again.corrupt IS NOT NULL",  # one value is right, and the other has a wrong type
         **rules,
     }
     broken = [F.when(F.expr(rule), F.lit(reason)) for reason, rule in reasons.items()]
