@@ -73,8 +73,8 @@ MACROS = """
 -- The kind of the value; absent is NULL too.
 create macro kind(line, key) as coalesce(json_type(line, key), 'NULL');
 create macro is_number(line, key) as kind(line, key) in ('NULL', 'BIGINT', 'UBIGINT', 'DOUBLE');
-create macro exact(number) as case when number % 1 = 0 and abs(number) < 2^53 then try_cast(number as bigint) end;
--- A whole number may have a point or an exponent: 7.0, 1.5E12. That makes it a double, which is exact below 2^53.
+create macro exact(number) as case when number % 1 = 0 and abs(number) < 9e15 then try_cast(number as bigint) end;
+-- A whole number may have a point or an exponent: 7.0, 1.5E12. That makes it a double, which is exact below 9e15.
 create macro whole(line, key) as case kind(line, key)
     when 'BIGINT' then try_cast(line ->> key as bigint)
     when 'UBIGINT' then try_cast(line ->> key as bigint)
@@ -82,6 +82,11 @@ create macro whole(line, key) as case kind(line, key)
 create macro is_integer(line, key) as kind(line, key) = 'NULL' or whole(line, key) is not null;
 create macro is_small_integer(line, key) as kind(line, key) = 'NULL' or try_cast(whole(line, key) as int) is not null;
 create macro is_infinite(line, key) as coalesce(isinf(try_cast(line ->> key as double)), false);
+-- A user id as text. It may be a number, too, and then have a point or an exponent like any whole number.
+create macro user_number(line, id) as case
+    when kind(line, 'userId') = 'DOUBLE' or regexp_full_match(id, '[0-9.]+E[0-9]+')
+        then coalesce(case when id not like '-%' then exact(try_cast(id as double)) end::varchar, 'not a number')
+    else trim(id, ' ') end;
 -- Whether the value is missing, and stands under a key that differs in upper and lower case alone.
 create macro is_misspelt(line, key) as line ->> key is null
     and len(list_filter(json_keys(line), lambda other: lower(other) = lower(key) and other <> key)) > 0;
@@ -149,7 +154,7 @@ select *, case
     end as reason
 from (
     select line, is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,
-        trim(json ->> 'userId', ' ') as user_text
+        user_number(json, json ->> 'userId') as user_text
     from log_text);
 
 create table event as

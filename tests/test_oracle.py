@@ -252,7 +252,7 @@ TEXT = json.dumps(EVENT)
                 ("itemInSession", 3.1),
                 ("itemInSession", True),
                 ("itemInSession", 2**70),
-                ("itemInSession", 9007199254740992.0),
+                ("itemInSession", 9e15),
                 ("length", "200.5"),
                 ("length", False),
             )
@@ -272,7 +272,24 @@ TEXT = json.dumps(EVENT)
         ("no user id", event(userId=None, sessionId=None)),
         *(
             ("user id is not a number", event(userId=user, sessionId=None))
-            for user in ("x", "-7", "+7", "7.", 7.5, True, "7.0.0", "1" * 19, "٣", "7 7", "\t7")
+            for user in (
+                "x",
+                "-7",
+                -7.0,
+                -0.0,
+                9e15,
+                1e300,
+                "1.5E0",
+                "+7",
+                "7.",
+                7.5,
+                True,
+                "7.0.0",
+                "1" * 19,
+                "٣",
+                "7 7",
+                "\t7",
+            )
         ),
         *(("play without a user", event(userId=user, sessionId=None)) for user in ("", "  ")),
         ("play without a session", event(sessionId=None, itemInSession=None)),
@@ -299,8 +316,11 @@ def test_an_unusable_event_is_rejected_for_the_first_reason(lake, reason, bad):
         event(song=1999, artist=True),
         event(ts=1541121934796.0, sessionId=9.0, itemInSession=-0.0, userId=7.0),
         event(userId="7.00"),
+        event(userId=12345678.0),
+        TEXT.replace('"7"', "7e0"),
+        event(userId="1.2E3"),
         TEXT.replace("1541121934796", "1.541121934796E12"),
-        event(sessionId=2**53 - 1.0),
+        event(sessionId=9e15 - 1),
         event(page="Home", userId="", sessionId=None, itemInSession=None),
         event(page="", userId=" "),
         event(page=7),
