@@ -38,9 +38,8 @@ try:
     from botocore import exceptions as boto
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
-except ImportError:
-    print(f"emr.py needs boto3: {sys.executable} -m pip install boto3", file=sys.stderr)
-    sys.exit(2)
+except ImportError as error:
+    sys.exit(f"{error}: run `make setup` once, then `source .venv/bin/activate`, then try again")
 
 log = logging.getLogger("emr")
 
