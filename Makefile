@@ -1,5 +1,6 @@
-# make help lists what there is. PYTHON=python3.12 make run chooses another Python.
-PYTHON ?= python3
+# make help lists the targets. PYTHON=/path/to/python3.12 make run chooses another Python.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
 PYTHON35 ?= $(firstword $(foreach p,python3.11 python3.10 python3,$(shell command -v $(p))))
 PIP := -m pip install --quiet --disable-pip-version-check
 SCALE ?= 1
@@ -8,29 +9,31 @@ MODE ?=
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help setup run notebook notebook-outputs bench reliability test test-all test-timezone test-spark35 test-killed \
+.PHONY: help setup run notebook notebook-outputs bench reliability mutations test test-all test-timezone test-spark35 test-killed \
 	test-minio test-readme test-yarn lint clean
 
-help: ## this list
+help: ## lists the targets
 	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 18
 
-run: .venv/java_home ## the job on the sample in data/; the tables go to output/
-	@$(RUN) etl.py --full
-	@echo "The five tables are in output/. Next: make test, make help, and README.md tells what the tables mean."
+run: .venv/java_home ## runs the job on the sample in data/, writes output/; FULL=1 rebuilds all tables
+	@$(RUN) etl.py $(if $(FULL),--full)
 
-notebook: .venv/notebook ## test_code.ipynb in JupyterLab: the raw data, the tables, questions with charts
+notebook: .venv/notebook ## opens test_code.ipynb in JupyterLab
 	@$(RUN) -m jupyterlab test_code.ipynb
 
-notebook-outputs: .venv/tests ## runs test_code.ipynb on the sample and keeps what it shows
+notebook-outputs: .venv/tests ## runs test_code.ipynb on the sample and saves its outputs
 	@$(RUN) tools/run_notebook.py
 
-setup: .venv/tests ## the set-up alone, for what README.md shows by hand
+setup: .venv/tests ## sets up .venv, and nothing else
 
 bench: .venv/tests ## how fast the job is, beside other programs; SCALE=0.025 is a quick look, benchmarks/README.md tells more
 	@$(RUN) benchmarks/bench.py --scale $(SCALE) --rounds $(ROUNDS) $(MODE)
 
-reliability: .venv/tests ## tries to break the job, and writes README.md's table of what was tried
+reliability: .venv/tests ## runs the tests that try to break the job, and writes the table in docs/guarantees.md
 	@$(RUN) tools/reliability.py
+
+mutations: .venv/tests ## breaks rules of etl.py one at a time; each must fail a test; writes docs/mutations.md
+	@$(TEST) .venv/bin/python tools/mutations.py
 
 test: .venv/tests ## the tests, with a real S3 server on loopback
 	@$(TEST) .venv/bin/python -m pytest
@@ -60,18 +63,21 @@ test-yarn: .venv/tests .venv35/tests ## the job on a real YARN cluster on loopba
 lint: .venv/tests ## the linter
 	@.venv/bin/ruff check
 
-clean: ## away with the set-up and the output
+clean: ## removes the set-up and the output
 	rm -rf .venv .venv35 output
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v < (3, 14) else "$(PYTHON) is Python %d.%d; 3.10 to 3.13 serve: make PYTHON=python3.12 ..." % v[:2])'
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 found; install one, or name it: make PYTHON=/path/to/python3.12 run"; exit 1; }
+	@$(PYTHON) -c '$(FITS)' || { echo "$(PYTHON) is not Python 3.11 to 3.13: name one with make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Setting up .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python $(PIP) -r requirements.txt
 	@touch $@
 
 .venv/java_home: .venv/installed tools/java_home.py
-	@.venv/bin/python tools/java_home.py > $@.tmp && mv $@.tmp $@
+	@.venv/bin/python tools/java_home.py > $@.tmp
+	@grep -q JAVA_HOME .venv/bin/activate || echo "export JAVA_HOME=\"$$(cat $@.tmp)\"" >> .venv/bin/activate
+	@mv $@.tmp $@
 
 .venv/tests: .venv/java_home requirements-dev.txt
 	@.venv/bin/python $(PIP) -r requirements-dev.txt

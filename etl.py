@@ -15,10 +15,9 @@ Input: newline-delimited JSON, *.json or *.json.gz at any depth under INPUT/song
 Output: OUTPUT/<table>/ in Hive layout. dl.cfg sets INPUT, OUTPUT and the AWS keys. All times are UTC.
 
 The words of this file:
-    line        one JSON object of a song file or a log file
     event       a log line; a play is an event with page = NextSong
     version     one state of a user's facts: name, gender, level
-    lake        everything under OUTPUT; the source is INPUT
+    source      the place that INPUT names; the lake is the place that OUTPUT names
     partition   the unit of rebuild of songplays and time: a month, or a day
     state       OUTPUT/_state: the usable lines of earlier runs as Parquet, so that no JSON is parsed twice
     ledger      OUTPUT/_state/ledger/<number>.json: the files of the lake, and the input that they were built from
@@ -37,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import errno
 import json
 import logging
 import os
@@ -51,7 +49,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import reduce
 from typing import NamedTuple
@@ -64,8 +62,9 @@ try:
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql import functions as F
     from pyspark.sql.utils import is_remote
+    from pyspark.version import __version__ as spark_version
 except ImportError as error:
-    sys.exit(f"{error}: run `make setup` once, then `source .venv/bin/activate`, then try again")
+    sys.exit(f"{error}: run `make setup` once and `source .venv/bin/activate`, then try again")
 
 log = logging.getLogger("etl")
 
@@ -83,7 +82,6 @@ SONG_FIELDS = """
     artist_location STRING,                            -- often ""
     artist_latitude DOUBLE, artist_longitude DOUBLE    -- often null
 """
-
 LOG_FIELDS = """
     ts BIGINT,                                         -- epoch milliseconds, UTC
     page STRING,                                       -- NextSong is a play
@@ -103,16 +101,15 @@ def field_types(ddl: str) -> dict[str, str]:
 
 def wrong_case(names: str) -> str:
     """Whether a field is missing and the line's top level has its name in other letters: Level for level."""
-    # The first test is quick and nearly always false. The second lists the keys, and so ignores nested objects.
+    # The first test is quick and nearly always false. The second looks at the keys alone, not at nested objects.
     rule = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})" *:'
         AND exists(json_object_keys(value), key -> key != '{0}' AND lower(key) = lower('{0}')))"""
     return " OR ".join(rule.format(name) for name in names.split())
 
 
-# Why a line cannot be used: the first rule that it breaks. `checked` adds rules for broken JSON and wrong types.
-INFINITE = "CAST('Infinity' AS DOUBLE)"  # what Spark makes of 1e400
+# Why a line cannot be used: the first rule that it breaks. `checked` adds the rules for broken JSON and wrong types.
 SONG_RULES = {
-    "infinite number": f"{INFINITE} IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
+    "infinite number": "CAST('Infinity' AS DOUBLE) IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
     "no song id": r"song_id IS NULL OR NOT song_id RLIKE '\\S'",
     "impossible year": "year NOT BETWEEN 0 AND 2099",  # Athena's projection would lose the row in silence
     "key in the wrong case": wrong_case(
@@ -120,7 +117,7 @@ SONG_RULES = {
     ),
 }
 LOG_RULES = {
-    "infinite number": f"abs(length) = {INFINITE}",
+    "infinite number": "abs(length) = CAST('Infinity' AS DOUBLE)",  # what Spark makes of 1e400
     "no page": "page IS NULL",
     "no time": "ts IS NULL",
     # 2000-01-01 to 2099-12-31. Seconds or microseconds instead of milliseconds fall outside.
@@ -154,54 +151,42 @@ class Table(NamedTuple):
 
 
 TABLES = {
-    table.name: table
-    for table in (
-        Table(
-            "songplays",
-            "songplay_id BIGINT, start_time TIMESTAMP, user_id BIGINT, level STRING, song_id STRING, artist_id STRING,"
-            " session_id BIGINT, location STRING, user_agent STRING,"
-            " song_title STRING, artist_name STRING, song_length DOUBLE,"  # as the app logged them
-            " year INT, month INT",
-            key="songplay_id",
-            partitions=("year", "month"),
-            order=("start_time", "songplay_id"),
-            references={"user_id": "users", "song_id": "songs", "artist_id": "artists", "start_time": "time"},
-        ),
-        Table(
-            "users",
-            "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING",
-            key="user_id",
-            order=("user_id",),
-        ),
-        Table(
-            "songs",
-            "song_id STRING, title STRING, artist_id STRING, duration DOUBLE, year INT",
-            key="song_id",
-            # By year alone: year and artist would make a file of a few hundred bytes of nearly every song.
-            partitions=("year",),
-            order=("artist_id", "song_id"),
-            references={"artist_id": "artists"},
-        ),
-        Table(
-            "artists",
-            "artist_id STRING, name STRING, location STRING, latitude DOUBLE, longitude DOUBLE",
-            key="artist_id",
-            order=("artist_id",),
-        ),
-        Table(
-            "time",
-            "start_time TIMESTAMP, hour INT, day INT, week INT, weekday INT, year INT, month INT",
-            key="start_time",
-            partitions=("year", "month"),
-            order=("start_time",),
-        ),
-    )
-}
+    "songplays": Table(
+        "songplays",
+        "songplay_id BIGINT, start_time TIMESTAMP, user_id BIGINT, level STRING, song_id STRING, artist_id STRING,"
+        " session_id BIGINT, location STRING, user_agent STRING,"
+        " song_title STRING, artist_name STRING, song_length DOUBLE,"  # as the app logged them
+        " year INT, month INT",
+        "songplay_id", ("year", "month"), ("start_time", "songplay_id"),
+        {"user_id": "users", "song_id": "songs", "artist_id": "artists", "start_time": "time"},
+    ),
+    "users": Table(
+        "users",
+        "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING",
+        "user_id", (), ("user_id",),
+    ),
+    "songs": Table(
+        "songs",
+        "song_id STRING, title STRING, artist_id STRING, duration DOUBLE, year INT",
+        # By year alone: year and artist would make a file of a few hundred bytes of nearly every song.
+        "song_id", ("year",), ("artist_id", "song_id"), {"artist_id": "artists"},
+    ),
+    "artists": Table(
+        "artists",
+        "artist_id STRING, name STRING, location STRING, latitude DOUBLE, longitude DOUBLE",
+        "artist_id", (), ("artist_id",),
+    ),
+    "time": Table(
+        "time",
+        "start_time TIMESTAMP, hour INT, day INT, week INT, weekday INT, year INT, month INT",
+        "start_time", ("year", "month"), ("start_time",),
+    ),
+}  # fmt: skip
 
-# The state. Its rows are lines as they were delivered, copies included, each with its file: what a file brought can be
-# taken out again.
+# The state. Its rows are lines as they were delivered, copies included, each with its file, so that what a file
+# brought can be taken out again.
 EVENTS = Table(
-    "_state/events",  # one row per log line that is a play or names a user; the staging also has the other lines
+    "_state/events",  # one row per log line that is a play or names a user; the staging has the other lines, too
     "file STRING, value STRING, problem STRING, is_play BOOLEAN, ts BIGINT, user_id BIGINT, session_id BIGINT,"
     " item BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, location STRING,"
     " user_agent STRING, artist STRING, title STRING, length DOUBLE, year INT, month INT",
@@ -211,12 +196,10 @@ SONG_LINES = Table(
     "_state/songs",  # one row per line of a song file
     "file STRING, value STRING, problem STRING, song_id STRING, title STRING, duration DOUBLE, year INT,"
     " artist_id STRING, artist_name STRING, artist_location STRING, artist_latitude DOUBLE, artist_longitude DOUBLE",
-    order=("song_id",),
 )
 VERSIONS = Table(
     "_state/users",  # one row per version of a user's facts: the place of the latest event that shows it
     "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, nth BIGINT",
-    order=("user_id",),
 )
 # The number of the rules and transforms in this file. Raise it when a change of them makes other rows: the next run
 # then rebuilds all tables.
@@ -224,7 +207,7 @@ MEANING = 2
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Configuration, and errors
+# Configuration
 # ------------------------------------------------------------------------------------------------------------------
 
 
@@ -240,169 +223,53 @@ class UsageError(JobError):
     exit_code = 2
 
 
-class StoreError(JobError):
-    """S3 answered with an error, or not at all."""
-
-    def __init__(self, place: str, error: Exception) -> None:
-        super().__init__(explained(place, str(error), str(error)))
-        answer = getattr(error, "response", None) or {}
-        self.code = answer.get("Error", {}).get("Code", "")
-        self.status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-
-
-class UncertainError(JobError):
-    """The store gave no answer to the commit, so nobody knows yet whether it happened."""
-
-
-# What a store, Spark or the system says, and what to do about it. The first match counts.
-REMEDIES = {
-    "NoSuchBucket|UnknownStoreException": "the bucket does not exist; create it or correct the address",
-    "InvalidAccessKeyId": "the store does not know the access key; correct [AWS CREDS], the profile or the environment",
-    "SignatureDoesNotMatch": "the secret key does not belong to the access key; correct [AWS CREDS]",
-    "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones that last as long as a run",
-    "RequestTimeTooSkewed|time difference|TooSkewed": "the clock of this machine is wrong; set it, for example by NTP",
-    "InvalidObjectState|storage class .*GLACIER|is archived": "the object is archived; restore it, then run again",
-    "PermanentRedirect|AuthorizationHeaderMalformed|AWSRedirectException|IllegalLocationConstraint": "the bucket is in"
-    " another region; set [LAKE] REGION",
-    "KMS|kms:": "the key that encrypts the object cannot be used; give the role kms:Decrypt and kms:GenerateDataKey",
-    "NotImplemented|status code: 501|\\(501\\)": "the store does not support this request; publishing needs conditional"
-    " writes (If-None-Match), so that of two runs one publishes: use a store that has them",
-    "AccessDenied|Forbidden|Status Code: 403|\\(403\\)": "access denied; the keys or the role lack a permission, see iam/",
-    "NoAuthWithAWSException|CredentialInitializationException|Unable to (load|locate) credentials": "no AWS keys found;"
-    " set [AWS CREDS], a profile or a role",
-    "SlowDown|ServiceUnavailable|InternalError|status code: 50[0-9]|\\(50[0-9]\\)|Throttl": "the store is overloaded or"
-    " failing; run the job again later",
-    "UnknownHostException|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
-    "[Tt]imed? ?out|ReadTimeout|Connection (reset|refused by)": "the store does not answer; check [LAKE] ENDPOINT and"
-    " REGION and the network",
-    "EOFException|ZipException|incorrect header check|not a gzip|invalid (block|stored|distance|code)": "a .gz file is"
-    " cut short, damaged or padded; deliver it again, or rewrite it: `zcat FILE | gzip > NEW`",
-    "No space left|Disk quota": "the disk is full; free some space",
-    "invalid null input: name|LoginException": "the user id of this process has no name; add it to /etc/passwd",
-    "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "the user of the job may"
-    " not do this; chmod or chown the place",
-    "Too many levels of symbolic links": "a link leads back to itself; remove it",
-    "parquet|PARQUET|[Cc]orrupted file": "a file of the lake is damaged; rebuild all tables with --full",
-    "FileNotFoundException|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run"
-    " the job again",
-    "Not a directory|File exists": "a file stands where a directory is needed; move it or correct the address",
-    "Relative path in absolute URI": "Spark cannot read a file with a colon in its name from a disk; rename it",
-    "UnsupportedClassVersionError|getSubject is not supported|JAVA_GATEWAY_EXITED|JAVA_HOME": "Spark did not start;"
-    " it needs Java 17 or 21: run `make setup` and `source .venv/bin/activate`, or set JAVA_HOME; for S3 it also"
-    " fetches its connector from Maven Central",
-    "OutOfMemoryError|Java heap space": "Spark's memory is too small; give it more with spark-submit --driver-memory and"
-    " --executor-memory",
-    "Answer from Java side is empty|Connection refused": "Spark's Java process died, perhaps for lack of memory",
-}
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong in one line: the place, what to do if that is known, and the innermost cause."""
-    if isinstance(error, JobError):
-        return str(error)
-    if isinstance(error, OSError):
-        return explained(error.filename or "", str(error), error.strerror or str(error))
-    cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
-    chain = [str(error)]
-    while cause is not None:
-        chain.append(cause.toString())
-        cause = cause.getCause()
-    said = " ".join(chain)
-    place = re.search(r"while reading file (\S+?)\.?\s", said) or re.search(r"(s3a?://[^\s:,]+)", said)
-    return explained(place.group(1) if place else "", said, chain[-1].splitlines()[0])
-
-
-def explained(place: str, said: str, cause: str) -> str:
-    """The place, what to do about what was said if that is known, and the cause."""
-    remedy = next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, said)), "")
-    return ": ".join(filter(None, [place, remedy, cause]))
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise UsageError("give a number from 0 to 1")
-
-
-def place(text: str) -> str:
-    """A directory, with ~ expanded, or s3://BUCKET/PREFIX."""
-    text = text if on_s3(text) else os.path.expanduser(text)
-    bucket, prefix = s3_place(text)
-    if not text or "://" in text and not on_s3(text):
-        raise UsageError("give a directory or s3://BUCKET/PREFIX")
-    if re.search(r"[*?{}\[\]\\#$;\x00-\x1f]|^~", text):
-        raise UsageError(
-            "choose a place without * ? { } [ ] \\ # $ ; ~, which Spark or the shell reads as more than a name"
-        )
-    # Java takes a bucket for a host name: no underscore, and the part after the last dot begins with a letter.
-    if on_s3(text) and not re.fullmatch(r"(?=.{3,63}$)(?!.*\.[^a-z][^.]*$)[a-z0-9][a-z0-9.-]*[a-z0-9]", bucket):
-        raise UsageError(
-            "Spark cannot use this bucket name; use 3 to 63 lower-case letters, digits and hyphens (of an access point"
-            " its alias)"
-        )
-    if on_s3(text) and re.search(r"//|/\.{1,2}(/|$)", f"/{prefix}"):
-        raise UsageError("a part of the prefix is empty, . or ..; write the plain prefix")
-    return text
-
-
-def layout(*choices: str) -> Callable[[str], tuple[str, ...]]:
-    """Reads one of these lists of columns."""
-
-    def read(text: str) -> tuple[str, ...]:
-        columns = tuple(re.split(" *, *", text))
-        if ", ".join(columns) not in choices:
-            raise UsageError(f"choose one of: {' | '.join(choices)}")
-        return columns
-
-    return read
-
-
-def matching(pattern: str, remedy: str) -> Callable[[str], str]:
-    """Reads text of this form."""
-
-    def read(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise UsageError(remedy)
-        return text
-
-    return read
-
-
-def setting(read: Callable, *default: object, secret: bool = False):
-    """A field of Settings: `read` turns the text of dl.cfg into its value, or raises UsageError with the remedy."""
-    options = {"default": default[0]} if default else {}
-    return field(**options, repr=not secret, metadata={"read": read, "secret": secret})
-
-
-KEY = matching(r"[^\s\"']*", "it contains a space or a quote; write the bare value")
-
-
 @dataclass(frozen=True)
 class Settings:
     """What dl.cfg says. The repr leaves out the keys."""
 
-    input: str = setting(place)
-    output: str = setting(place)
-    songs_partition_by: tuple[str, ...] = setting(layout("year", "year, artist_id"), ("year",))
-    plays_partition_by: tuple[str, ...] = setting(layout("year, month", "year, month, day"), ("year", "month"))
-    max_bad_ratio: float = setting(share, 0.05)
-    max_shrink: float = setting(share, 0.1)
-    endpoint: str = setting(
-        matching(r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out"), ""
-    )
-    region: str = setting(matching("[a-z0-9-]*", "give a name like us-west-2, or leave it out"), "")
-    aws_access_key_id: str = setting(KEY, "", secret=True)
-    aws_secret_access_key: str = setting(KEY, "", secret=True)
-    aws_session_token: str = setting(KEY, "", secret=True)
+    input: str
+    output: str
+    songs_partition_by: tuple[str, ...] = ("year",)
+    plays_partition_by: tuple[str, ...] = ("year", "month")
+    max_bad_ratio: float = 0.05
+    max_shrink: float = 0.1
+    endpoint: str = ""
+    region: str = ""
+    aws_access_key_id: str = field(default="", repr=False)
+    aws_secret_access_key: str = field(default="", repr=False)
+    aws_session_token: str = field(default="", repr=False)
 
 
 SECTIONS = {
-    "AWS CREDS": [entry.name for entry in fields(Settings) if entry.metadata["secret"]],
-    "LAKE": [entry.name for entry in fields(Settings) if not entry.metadata["secret"]],
+    "AWS CREDS": [name for name in Settings.__annotations__ if name.startswith("aws_")],
+    "LAKE": [name for name in Settings.__annotations__ if not name.startswith("aws_")],
 }
-REMOVED = ("max_bad_lines", "lease_seconds", "sse", "kms_key_id", "expected_bucket_owner")
+REMOVED = ("max_bad_lines", "lease_seconds", "sse", "kms_key_id", "expected_bucket_owner")  # of version 1
+
+
+def columns(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
+# How a value must look, and what to do if it does not. Java takes a bucket for a host name: no underscore, and the
+# part after the last dot begins with a letter. Spark and shells read * ? { } [ ] \ # $ ; ~ as more than a name.
+BUCKET = r"(?=[^/]{3,63}(/|$))(?![^/]*\.[^a-z/][^./]*(/|$))[a-z0-9][a-z0-9.-]*[a-z0-9]"
+PLACE = (
+    rf"(?!.*[*?{{}}\[\]\\#$;\x00-\x1f])(s3[an]?://{BUCKET}(/+(?!\.\.?(/|$))[^/]+)?(/(?!\.\.?(/|$))[^/]+)*/?|(?!~|.*://).+)",
+    "give a directory or s3://BUCKET/PREFIX, with a bucket of 3 to 63 lower-case letters, digits and hyphens (of an"
+    " access point its alias), no empty part, and none of * ? { } [ ] \\ # $ ; ~",
+    str,
+)
+SHARE = (r"0(\.\d*)?|0?\.\d+|1(\.0*)?", "give a number from 0 to 1", float)
+FORMS = {  # how the text must look, what to do if it does not, how to read it
+    **dict.fromkeys(("input", "output"), PLACE),
+    "songs_partition_by": ("year(, artist_id)?", "give: year, or: year, artist_id", columns),
+    "plays_partition_by": ("year, month(, day)?", "give: year, month, or: year, month, day", columns),
+    **dict.fromkeys(("max_bad_ratio", "max_shrink"), SHARE),
+    "endpoint": (r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out", str),
+    "region": (r"[a-z0-9-]*", "give a name like us-west-2, or leave it out", str),
+    **dict.fromkeys(SECTIONS["AWS CREDS"], (r"[^\s\"']*", "it has a space or a quote; write the bare value", str)),
+}
 
 
 def read_settings(path: str, **overrides: str | None) -> Settings:
@@ -417,24 +284,23 @@ def read_settings(path: str, **overrides: str | None) -> Settings:
                 raise UsageError(f"{path}: [{section}] {name.upper()} {why}; known are {', '.join(known).upper()}")
             texts[name] = text
     texts.update({name: text for name, text in overrides.items() if text is not None})
-    values = {}
-    for entry in fields(Settings):
-        shown = "" if entry.metadata["secret"] else f" = {texts.get(entry.name, '')!r}"
-        try:
-            if entry.name in ("input", "output") or entry.name in texts:
-                values[entry.name] = entry.metadata["read"](texts.get(entry.name, ""))
-        except UsageError as error:
-            raise UsageError(f"{path}: {entry.name.upper()}{shown}: {error}") from None
-    settings = Settings(**values)
-    check_places(path, settings)
-    check_keys(path, settings)
+    for name in ("input", "output"):
+        texts[name] = os.path.expanduser(texts.get(name, ""))
+    for name, text in texts.items():
+        form, remedy, read = FORMS[name]
+        if not re.fullmatch(form, text):
+            shown = "" if name in SECTIONS["AWS CREDS"] else f" = {text!r}"
+            raise UsageError(f"{path}: {name.upper()}{shown}: {remedy}")
+        texts[name] = read(text)
+    settings = Settings(**texts)
+    check_settings(path, settings)
     return settings
 
 
 def parsed_config(path: str) -> configparser.ConfigParser:
     """The file's sections. Errors name the line, never its text: it may hold a key."""
     if "://" in path:
-        raise UsageError(f"{path}: the configuration must be a local file; copy it here first, with `aws s3 cp`")
+        raise UsageError(f"{path}: the configuration must be a local file; copy it here first with `aws s3 cp`")
     parser = configparser.ConfigParser(interpolation=None)  # a % in a secret is a %
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -449,25 +315,18 @@ def parsed_config(path: str) -> configparser.ConfigParser:
     return parser
 
 
-def check_places(path: str, settings: Settings) -> None:
-    """UsageError if a run would read what it writes."""
+def check_settings(path: str, settings: Settings) -> None:
+    """UsageError if a run would read what it writes, or keys are incomplete; a warning if others can read the keys."""
     source, lake = (
-        s3_path(address) if on_s3(address) else os.path.realpath(address)
-        for address in (settings.input, settings.output)
+        s3_path(place) if on_s3(place) else os.path.realpath(place) for place in (settings.input, settings.output)
     )
     if f"{lake}/".startswith((f"{source}/song_data/", f"{source}/log_data/")):
         raise UsageError(f"{path}: OUTPUT lies inside the input; choose a place outside song_data and log_data")
     if f"{source}/".startswith((f"{lake}/_", *(f"{lake}/{name}/" for name in TABLES))):
         raise UsageError(f"{path}: INPUT lies inside a table; choose a place outside OUTPUT's tables")
-
-
-def check_keys(path: str, settings: Settings) -> None:
-    """UsageError if the AWS keys are incomplete, a warning if other users can read them. Neither shows them."""
     access, secret, token = (getattr(settings, name) for name in SECTIONS["AWS CREDS"])
     if bool(access) != bool(secret) or token and not access:
-        raise UsageError(
-            f"{path}: [AWS CREDS] is incomplete; set both keys, or leave all blank for the AWS default chain"
-        )
+        raise UsageError(f"{path}: [AWS CREDS] is incomplete; set both keys, or leave all blank")
     if access and os.name == "posix" and os.stat(path).st_mode & 0o077:
         log.warning("%s contains keys and other users of this machine can read it; run: chmod 600 %s", path, path)
 
@@ -502,11 +361,11 @@ ITEMS = 2**21  # places in a session; they leave 42 bits for a time in ms: until
 
 
 def star_schema(songs: DataFrame, plays: DataFrame, versions: DataFrame) -> dict[str, DataFrame]:
-    """The five tables, by name, of clean songs and plays and of the users' versions."""
+    """The five tables, by name, of clean songs and plays and of the versions of the users' facts."""
     return {
         "songplays": songplays_table(plays, songs),
         "users": users_table(versions),
-        "songs": songs_table(songs),
+        "songs": songs.select(*TABLES["songs"].names()),
         "artists": artists_table(songs),
         "time": time_table(plays),
     }
@@ -519,29 +378,28 @@ def checked(lines: DataFrame, ddl: str, rules: dict[str, str]) -> DataFrame:
     objects on one line - what `cat` makes of files without a last newline - it would lose the second in silence.
     """
     types = field_types(ddl)
-    whole = [name for name, type in types.items() if type in ("BIGINT", "INT")]
     # A generator, because Spark pushes a filter below a projection and would then parse every line twice.
     parsed = lines.select("file", "value", F.inline(F.array(parsed_line(ddl))))
     # pandas writes 7 as 7.0. Spark refuses that for a BIGINT, so such a line, and no other, is parsed once more.
     again = F.when(F.expr("closed AND corrupt IS NOT NULL"), parsed_line(re.sub(r"\b(BIGINT|INT)\b", "DOUBLE", ddl)))
-    parsed = parsed.select("*", again.alias("again")).select("*", F.expr("get(line, 0)").alias("fields"))
-    as_number = (
-        "coalesce(fields.{0}, if(get(again.line, 0).{0} % 1 = 0, try_cast(get(again.line, 0).{0} AS {1}), NULL)) AS {0}"
+    parsed = parsed.select("*", F.expr("get(line, 0)").alias("a"), F.get(again["line"], F.lit(0)).alias("b"))
+    whole = "coalesce(a.{0}, if(b.{0} % 1 = 0, try_cast(b.{0} AS {1}), NULL)) AS {0}"
+    numbers = ("BIGINT", "INT")
+    parsed = parsed.selectExpr(
+        "*", *(whole.format(name, type) if type in numbers else f"a.{name}" for name, type in types.items())
     )
-    read = [as_number.format(name, type) if name in whole else f"fields.{name}" for name, type in types.items()]
-    parsed = parsed.selectExpr("*", *read)
     wrong_type = "corrupt IS NOT NULL AND {0} IS NULL AND get_json_object(value, '$.{0}') IS NOT NULL"
-    all_rules = {
-        "broken JSON": "closed IS NULL OR size(line) != 1 OR fields IS NULL",
+    reasons = {
+        "broken JSON": "closed IS NULL OR size(line) != 1 OR a IS NULL",
         **{f"wrong type: {name}": wrong_type.format(name) for name, type in types.items() if type != "STRING"},
         **rules,
     }
-    broken = [F.when(F.expr(rule), F.lit(reason)) for reason, rule in all_rules.items()]
+    broken = [F.when(F.expr(rule), F.lit(reason)) for reason, rule in reasons.items()]
     return parsed.select("file", "value", F.coalesce(*broken).alias("problem"), *types)
 
 
 def parsed_line(ddl: str) -> Column:
-    """The line as line ARRAY<STRUCT<ddl>>, closed, corrupt. A broken line is not closed; corrupt marks a wrong type."""
+    """line ARRAY<STRUCT<ddl>>, closed: false of broken JSON, corrupt: not null if a value has another type."""
     wrapped = F.concat(F.lit('{"line":['), "value", F.lit('],"closed":true}'))
     options = {"columnNameOfCorruptRecord": "corrupt", "allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
     return F.from_json(wrapped, f"line ARRAY<STRUCT<{ddl}>>, closed BOOLEAN, corrupt STRING", options)
@@ -559,10 +417,10 @@ def log_events(lines: DataFrame, partitions: Iterable[str] = EVENTS.partitions) 
     """
     user_id = "try_cast(substring_index(userId, '.', 1) AS BIGINT)"  # 7 of "7" and of 7.0; null of ""
     rows = lines.selectExpr(
-        "file", "if(problem IS NULL, NULL, value) AS value", "problem", "problem IS NULL AND page = 'NextSong' AS is_play",
-        "ts", f"if(problem IS NULL, {user_id}, NULL) AS user_id", "sessionId AS session_id", "itemInSession AS item",
-        "firstName AS first_name", "lastName AS last_name", "gender", "level", "location", "userAgent AS user_agent",
-        "artist", "song AS title", "length",
+        "file", "if(problem IS NULL, NULL, value) AS value", "problem",
+        "problem IS NULL AND page = 'NextSong' AS is_play", "ts", f"if(problem IS NULL, {user_id}, NULL) AS user_id",
+        "sessionId AS session_id", "itemInSession AS item", "firstName AS first_name", "lastName AS last_name",
+        "gender", "level", "location", "userAgent AS user_agent", "artist", "song AS title", "length",
     )  # fmt: skip
     at = F.expr("if(is_play OR user_id IS NOT NULL, timestamp_millis(ts), NULL)")
     units = {"year": F.year(at), "month": F.month(at), "day": F.dayofmonth(at)}
@@ -572,24 +430,22 @@ def log_events(lines: DataFrame, partitions: Iterable[str] = EVENTS.partitions) 
 def clean_songs(lines: DataFrame) -> DataFrame:
     """One row per song_id, of the usable lines. Where lines compete, the greatest wins, by year first."""
     songs = lines.where("problem IS NULL").select(
-        "song_id",
-        F.expr("coalesce(year, 0)").alias("year"),
-        "duration",
-        "title",
-        known("artist_id").alias("artist_id"),
-        "artist_name",
-        "artist_location",
-        "artist_latitude",
-        "artist_longitude",
-    )
+        "song_id", F.expr("coalesce(year, 0) AS year"), "duration", "title", known("artist_id").alias("artist_id"),
+        "artist_name", "artist_location", "artist_latitude", "artist_longitude",
+    )  # fmt: skip
     return greatest(songs, ["song_id"])
 
 
 def clean_plays(events: DataFrame) -> DataFrame:
     """One row per play, however often its line was delivered. Where copies differ, the greatest wins."""
     facts = ["level", "location", "user_agent", "artist", "title", "length"]
-    key = [*PLAY_KEY, *(name for name in ("year", "month", "day") if name in events.columns)]
+    key = [*PLAY_KEY, *partitions_in(events)]
     return greatest(events.where("is_play").select(*key, *facts), key)
+
+
+def partitions_in(rows: DataFrame) -> list[str]:
+    """The columns of plays' partitions: year and month, and day where the settings choose it."""
+    return [name for name in ("year", "month", "day") if name in rows.columns]
 
 
 def user_versions(events: DataFrame) -> DataFrame:
@@ -607,24 +463,13 @@ def latest_versions(versions: DataFrame) -> DataFrame:
 
 def songplays_table(plays: DataFrame, songs: DataFrame) -> DataFrame:
     """One row per play: its song where title, artist and duration agree, and what the app logged of the song."""
-    matched = plays.withColumn("duration", F.round("length", 5)).join(
-        song_lookup(songs), on=["title", "artist", "duration"], how="left"
-    )
+    lookup = song_lookup(songs)
+    matched = plays.withColumn("duration", F.round("length", 5)).join(lookup, on=SONG_KEY, how="left")
     return matched.select(
-        songplay_id().alias("songplay_id"),
-        F.timestamp_millis("ts").alias("start_time"),
-        "user_id",
-        "level",
-        "song_id",
-        "artist_id",
-        "session_id",
-        "location",
-        "user_agent",
-        F.col("title").alias("song_title"),
-        F.col("artist").alias("artist_name"),
-        F.col("length").alias("song_length"),
-        *(name for name in ("year", "month", "day") if name in plays.columns),
-    )
+        songplay_id().alias("songplay_id"), F.timestamp_millis("ts").alias("start_time"), "user_id", "level",
+        "song_id", "artist_id", "session_id", "location", "user_agent", F.col("title").alias("song_title"),
+        F.col("artist").alias("artist_name"), F.col("length").alias("song_length"), *partitions_in(plays),
+    )  # fmt: skip
 
 
 def songplay_id() -> Column:
@@ -632,17 +477,15 @@ def songplay_id() -> Column:
     return F.xxhash64(*PLAY_KEY)
 
 
-def song_lookup(songs: DataFrame) -> DataFrame:
-    """One row per title, artist name and duration to 5 decimals: the smallest song_id, and its artist_id.
+# A title alone matches wrongly three times in four. A duration is a float: 218.93179 may be 218.931790000001.
+SONG_KEY = ["title", "artist", "duration"]
 
-    A title alone matches wrongly three times in four, and a duration is a float: 218.93179 may be 218.931790000001.
-    """
-    keys = ("title", F.col("artist_name").alias("artist"), F.round("duration", 5).alias("duration"))
-    return (
-        songs.groupBy(*keys)
-        .agg(F.min(F.struct("song_id", "artist_id")).alias("song"))
-        .select("title", "artist", "duration", "song.*")
-    )
+
+def song_lookup(songs: DataFrame) -> DataFrame:
+    """One row per title, artist name and duration to 5 decimals: the smallest song_id, and its artist_id."""
+    keyed = songs.selectExpr("title", "artist_name AS artist", "round(duration, 5) AS duration", "song_id", "artist_id")
+    smallest = keyed.groupBy(*SONG_KEY).agg(F.min(F.struct("song_id", "artist_id")).alias("song"))
+    return smallest.select(*SONG_KEY, "song.*")
 
 
 def users_table(versions: DataFrame) -> DataFrame:
@@ -651,44 +494,26 @@ def users_table(versions: DataFrame) -> DataFrame:
     return versions.groupBy("user_id").agg(*facts)
 
 
-def songs_table(songs: DataFrame) -> DataFrame:
-    """One row per song; year is 0 when unknown."""
-    return songs.select("song_id", "title", "artist_id", "duration", "year")
-
-
 def artists_table(songs: DataFrame) -> DataFrame:
-    """One row per artist: the latest known name, and the place of the latest song that has one.
+    """One row per artist: the latest known name, and the place of the latest song that has one, by year, then song_id.
 
-    The latest is by year, then by song_id. A place is one fact: location, latitude and longitude of one song.
+    A place is one fact: its location, latitude and longitude come from one song.
     """
-    location = known("artist_location")
-    place = F.struct("year", "song_id", location.alias("location"), "artist_latitude", "artist_longitude")
-    has_place = location.isNotNull() | F.expr("artist_latitude IS NOT NULL OR artist_longitude IS NOT NULL")
-    return (
-        songs.where("artist_id IS NOT NULL")
-        .groupBy("artist_id")
-        .agg(latest("artist_name", "year", "song_id").alias("name"), F.max(F.when(has_place, place)).alias("place"))
-        .select(
-            "artist_id",
-            "name",
-            "place.location",
-            *(F.col(f"place.artist_{n}").alias(n) for n in ("latitude", "longitude")),
-        )
-    )
+    facts = [F.col(f"artist_{fact}").alias(fact) for fact in ("latitude", "longitude")]
+    place = F.struct("year", "song_id", known("artist_location").alias("location"), *facts)
+    has_place = r"artist_location RLIKE '\\S' OR artist_latitude IS NOT NULL OR artist_longitude IS NOT NULL"
+    artists = songs.where("artist_id IS NOT NULL").groupBy("artist_id")
+    name = latest("artist_name", "year", "song_id").alias("name")
+    found = artists.agg(name, F.max(F.when(F.expr(has_place), place)).alias("place"))
+    return found.select("artist_id", "name", "place.location", "place.latitude", "place.longitude")
 
 
 def time_table(plays: DataFrame) -> DataFrame:
     """One row per distinct start time of a play, in UTC. week is ISO's, weekday 1 is Sunday."""
-    times = plays.select(F.timestamp_millis("ts").alias("start_time")).distinct()
-    return times.select(
-        "start_time",
-        F.hour("start_time").alias("hour"),
-        F.dayofmonth("start_time").alias("day"),
-        F.weekofyear("start_time").alias("week"),
-        F.dayofweek("start_time").alias("weekday"),
-        F.year("start_time").alias("year"),
-        F.month("start_time").alias("month"),
-    )
+    return plays.select(F.timestamp_millis("ts").alias("start_time")).distinct().selectExpr(
+        "start_time", "hour(start_time) AS hour", "dayofmonth(start_time) AS day", "weekofyear(start_time) AS week",
+        "dayofweek(start_time) AS weekday", "year(start_time) AS year", "month(start_time) AS month",
+    )  # fmt: skip
 
 
 def greatest(rows: DataFrame, key: list[str]) -> DataFrame:
@@ -712,38 +537,27 @@ def known(column: str) -> Column:
 # Spark and S3
 # ------------------------------------------------------------------------------------------------------------------
 
-# A task's share of bytes, and of tiny files: each is a request to S3.
-TASK_BYTES, TASK_FILES = 128 * 2**20, 500
+TASK_BYTES, TASK_FILES = 128 * 2**20, 500  # a task's share of bytes, and of tiny files: each is a request to S3
 SESSION = {
     "spark.sql.session.timeZone": "UTC",  # the machine's zone must not move an hour
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # the default, INT96, is out of date
     "spark.sql.parquet.compression.codec": "zstd",  # a fifth smaller than snappy, in the same time
-    # Whatever the submitter sets: no file is skipped, and a wrong type leaves the line's other fields readable.
+    # Whatever the submitter sets: no file is skipped, and a wrong type leaves the other fields of its line readable.
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
     "spark.sql.json.enablePartialResults": "true",
     "spark.sql.files.maxPartitionBytes": str(TASK_BYTES),
     "spark.sql.files.openCostInBytes": str(TASK_BYTES // TASK_FILES),
-    "spark.sql.files.maxRecordsPerFile": "10000000",  # S3 copies objects of up to 5 GB
+    "spark.sql.files.maxRecordsPerFile": "10000000",  # S3 copies an object of up to 5 GB
     # Files of a good size matter more than tasks for every core: a file is written once and read for years.
     "spark.sql.adaptive.coalescePartitions.parallelismFirst": "false",
 }
 PARALLEL_REQUESTS = 32
-# A store that fails one request in ten does not matter. One that stops answering ends the run after some minutes.
-PATIENCE = {
-    "retries": {"mode": "standard", "total_max_attempts": 6},
-    "connect_timeout": 5,
-    "read_timeout": 20,
-    "max_pool_connections": PARALLEL_REQUESTS,
-}
-S3A_PATIENCE = {
-    "fs.s3a.connection.establish.timeout": "5000",
-    "fs.s3a.connection.timeout": "20000",
-    "fs.s3a.attempts.maximum": "3",
-    "fs.s3a.retry.limit": "3",
-}
-# With less new JSON than this a local run ends before the second of Java's two compilers has paid for itself.
-SMALL_INPUT = 128 * 2**20
+# A store that fails one request in ten does no harm. One that stops answering ends the run after some minutes.
+PATIENCE = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 6}}
+S3A_PATIENCE = {"connection.establish.timeout": "5000", "connection.timeout": "20000"}  # in ms
+S3A_PATIENCE = {**S3A_PATIENCE, "attempts.maximum": "3", "retry.limit": "3"}
+SMALL_INPUT = 128 * 2**20  # a local run on less ends before the second of Java's two compilers has paid for itself
 
 
 def spark_session(settings: Settings, size: int = 0) -> SparkSession:
@@ -751,22 +565,17 @@ def spark_session(settings: Settings, size: int = 0) -> SparkSession:
     if is_remote():
         raise UsageError("the job needs a Spark session of its own, not Spark Connect; unset SPARK_REMOTE")
     builder = SparkSession.builder.appName("sparkify-etl")
-    if not submitted():
+    if "PYSPARK_GATEWAY_PORT" not in os.environ and SparkSession.getActiveSession() is None:  # not spark-submit's
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # avoids two warnings about the machine's name
         os.environ["LC_ALL"] = "C.UTF-8"  # under another locale Java cannot read every file name
-        for key, value in {**local_session(size < SMALL_INPUT), **s3a_packages(settings)}.items():
+        for key, value in {**local_session(size < SMALL_INPUT), **s3a_session(settings)}.items():
             builder = builder.config(key, value)
     spark = builder.getOrCreate()
-    for key, value in SESSION.items():
+    tasks = max(spark.sparkContext.defaultParallelism, 2 * size // TASK_BYTES)
+    for key, value in {**SESSION, "spark.sql.shuffle.partitions": tasks}.items():
         spark.conf.set(key, value)
-    spark.conf.set("spark.sql.shuffle.partitions", max(spark.sparkContext.defaultParallelism, size // TASK_BYTES * 2))
     connect_s3(spark, settings)
     return spark
-
-
-def submitted() -> bool:
-    """Whether there is a session or a JVM already: spark-submit's, a notebook's, an earlier run's."""
-    return "PYSPARK_GATEWAY_PORT" in os.environ or SparkSession.getActiveSession() is not None
 
 
 def local_session(small: bool) -> dict[str, str]:
@@ -785,39 +594,32 @@ def local_session(small: bool) -> dict[str, str]:
     }
 
 
-# S3A and its committer for a local session: 9 MB from Maven Central instead of the AWS bundle's 500. On a cluster the
-# submitter brings its own with --packages; EMR has them.
+# S3A for a local session: 9 MB from Maven Central instead of the AWS bundle's 500. Its committer uploads files that all
+# appear when a write commits, instead of copying them. A cluster's submitter brings its own; EMR has them.
 S3A_PACKAGES = (
-    "org.apache.hadoop:hadoop-aws:{hadoop} org.apache.spark:spark-hadoop-cloud_{scala}:{spark}"
-    " software.amazon.awssdk:s3:2.25.53 software.amazon.awssdk:s3-transfer-manager:2.25.53"
+    "org.apache.hadoop:hadoop-aws:{hadoop},org.apache.spark:spark-hadoop-cloud_{scala}:{spark},"
+    "software.amazon.awssdk:s3:2.25.53,software.amazon.awssdk:s3-transfer-manager:2.25.53"
 )
-S3A_EXCLUDES = (
-    "software.amazon.awssdk:bundle org.apache.hadoop:hadoop-client-runtime"
-    " org.apache.hadoop:hadoop-azure org.apache.hadoop:hadoop-cloud-storage org.eclipse.jetty:* io.netty:* org.slf4j:*"
-    " com.google.*:* com.squareup.*:* com.fasterxml.*:* commons-*:*"
-)
+S3A_SESSION = {
+    "spark.jars.excludes": "software.amazon.awssdk:bundle,org.apache.hadoop:hadoop-client-runtime,io.netty:*,"
+    "org.apache.hadoop:hadoop-azure,org.apache.hadoop:hadoop-cloud-storage,org.eclipse.jetty:*,org.slf4j:*,"
+    "com.google.*:*,com.squareup.*:*,com.fasterxml.*:*,commons-*:*",
+    "spark.hadoop.fs.s3a.committer.name": "magic",
+    "spark.sql.sources.commitProtocolClass": "org.apache.spark.internal.io.cloud.PathOutputCommitProtocol",
+    "spark.sql.parquet.output.committer.class": "org.apache.spark.internal.io.cloud.BindingParquetOutputCommitter",
+}
 
 
-def s3a_packages(settings: Settings) -> dict[str, str]:
+def s3a_session(settings: Settings) -> dict[str, str]:
     """What a local session needs to reach S3; nothing if it does not."""
     if not uses_s3(settings):
         return {}
     jars = " ".join(os.listdir(os.path.join(_find_spark_home(), "jars")))
-    hadoop = re.search(r"hadoop-client-api-([\d.]+)\.jar", jars).group(1)
+    hadoop = re.search(r"hadoop-client-api-([\d.]+)\.jar", jars)[1]
     scala, spark = re.search(r"spark-core_([\d.]+)-([\d.]+)\.jar", jars).groups()
     if not hadoop.startswith("3.4"):
-        raise UsageError(
-            f"no S3 connector is known for Spark {spark} here; start the job with spark-submit --packages ..."
-        )
-    packages = S3A_PACKAGES.format(hadoop=hadoop, scala=scala, spark=spark).split()
-    return {"spark.jars.packages": ",".join(packages), "spark.jars.excludes": ",".join(S3A_EXCLUDES.split())}
-
-
-# Uploads that appear all at once when a write commits, instead of copies.
-MAGIC_COMMITTER = {
-    "spark.sql.sources.commitProtocolClass": "org.apache.spark.internal.io.cloud.PathOutputCommitProtocol",
-    "spark.sql.parquet.output.committer.class": "org.apache.spark.internal.io.cloud.BindingParquetOutputCommitter",
-}
+        raise UsageError(f"no S3 connector is known for Spark {spark} here; start it with spark-submit --packages ...")
+    return {**S3A_SESSION, "spark.jars.packages": S3A_PACKAGES.format(hadoop=hadoop, scala=scala, spark=spark)}
 
 
 def uses_s3(settings: Settings) -> bool:
@@ -825,34 +627,23 @@ def uses_s3(settings: Settings) -> bool:
 
 
 def connect_s3(spark: SparkSession, settings: Settings) -> None:
-    """Gives S3A the keys, the endpoint, the time-outs and the committer; on EMR nothing, Amazon's own serve.
+    """Gives S3A the keys, the endpoint and the time-outs; on EMR nothing, Amazon's own connector serves.
 
     All at run time: a key given to the builder shows in `ps`, in the Spark UI and in YARN's copy of the configuration.
     """
     if not uses_s3(settings) or amazons_own(spark, settings):
         return
-    conf = spark._jsc.hadoopConfiguration()
-    values = dict(S3A_PATIENCE)
-    keys = s3a_keys(settings)
+    values, keys = dict(S3A_PATIENCE), s3a_keys(settings)
     if keys:
         provider = "TemporaryAWSCredentialsProvider" if keys[2] else "SimpleAWSCredentialsProvider"
-        values["fs.s3a.aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
-        values.update(
-            zip(("fs.s3a.access.key", "fs.s3a.secret.key", "fs.s3a.session.token"), (*keys[:2], keys[2] or ""))
-        )
+        values["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
+        values.update(zip(("access.key", "secret.key", "session.token"), keys))
     if settings.endpoint:
-        values.update({"fs.s3a.endpoint": settings.endpoint, "fs.s3a.path.style.access": "true"})
+        values.update({"endpoint": settings.endpoint, "path.style.access": "true"})
     if settings.region or settings.endpoint:
-        values["fs.s3a.endpoint.region"] = settings.region or "us-east-1"
-    for key, value in {**values, "fs.s3a.committer.name": "magic"}.items():
-        conf.set(key, value)
-    for key, name in MAGIC_COMMITTER.items():
-        try:
-            spark._jvm.org.apache.spark.util.Utils.classForName(name, False, False)
-        except Py4JError:
-            log.warning("spark-hadoop-cloud is not on the class path, so Spark writes by copying, which is slower")
-            break
-        spark.conf.set(key, name)
+        values["endpoint.region"] = settings.region or "us-east-1"
+    for key, value in values.items():
+        spark._jsc.hadoopConfiguration().set(f"fs.s3a.{key}", value)
 
 
 def amazons_own(spark: SparkSession, settings: Settings) -> bool:
@@ -860,14 +651,13 @@ def amazons_own(spark: SparkSession, settings: Settings) -> bool:
     return "amzn" in spark.version and not (settings.endpoint or settings.aws_access_key_id)
 
 
-def s3a_keys(settings: Settings) -> tuple[str, str, str | None] | None:
-    """Access key, secret key, token: dl.cfg's, or what boto3 finds and S3A would not; None where S3A finds them."""
-    if settings.aws_access_key_id:
-        return settings.aws_access_key_id, settings.aws_secret_access_key, settings.aws_session_token or None
+def s3a_keys(settings: Settings) -> tuple[str, str, str] | None:
+    """Access key, secret key, token or "": dl.cfg's, or what boto3 finds and S3A would not; None if S3A finds them."""
     found = aws_session(settings).get_credentials()
     if found is None or found.method in ("env", "iam-role", "container-role"):
         return None
-    return tuple(found.get_frozen_credentials())[:3]
+    keys = found.get_frozen_credentials()
+    return keys.access_key, keys.secret_key, keys.token or ""
 
 
 def aws_session(settings: Settings):
@@ -876,12 +666,8 @@ def aws_session(settings: Settings):
         import boto3  # not needed for a lake on a disk
     except ImportError:
         raise UsageError(f"S3 needs boto3 here: {sys.executable} -m pip install boto3") from None
-    return boto3.Session(
-        aws_access_key_id=settings.aws_access_key_id or None,
-        aws_secret_access_key=settings.aws_secret_access_key or None,
-        aws_session_token=settings.aws_session_token or None,
-        region_name=settings.region or None,
-    )
+    keys = {name: getattr(settings, name) or None for name in SECTIONS["AWS CREDS"]}
+    return boto3.Session(**keys, region_name=settings.region or None)
 
 
 def s3_client(settings: Settings, **config: object):
@@ -891,9 +677,8 @@ def s3_client(settings: Settings, **config: object):
 
     style = {"s3": {"addressing_style": "path"}} if settings.endpoint else {}
     try:
-        return aws_session(settings).client(
-            "s3", endpoint_url=settings.endpoint or None, config=Config(**{**style, **PATIENCE, **config})
-        )
+        config = Config(**{**style, **PATIENCE, "max_pool_connections": PARALLEL_REQUESTS, **config})
+        return aws_session(settings).client("s3", endpoint_url=settings.endpoint or None, config=config)
     except (BotoCoreError, ValueError) as error:
         raise UsageError(f"S3: {error}; correct the profile, the keys or [LAKE] ENDPOINT") from None
 
@@ -910,35 +695,26 @@ def address(spark: SparkSession, settings: Settings, place: str) -> str:
 def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, File]) -> DataFrame:
     """One row per line that is not blank: file (its name below the source), value. JobError if Spark misses a file.
 
-    Spark lists the directory once more, by Java. What Java cannot name, or takes for another file, it skips in
-    silence; so each listed file that is not empty must be in Spark's list too. Files that are not in `names` are not read.
+    Spark lists the directory once more, in Java. What Java cannot name, or takes for another file, it skips in
+    silence. So each listed file that is not empty must be in Spark's list. A file that is not in `names` is not read.
     """
     reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.{json,json.gz}")
     lines = reader.text(f"{source}/{kind}")
     addresses = {unquote(address)[len(source) + 1 :]: address for address in lines.inputFiles()}
     for name, file in sorted(names.items()):
         if file.size and name not in addresses:
-            raise JobError(f"{source}/{name}: {unreadable(name)}; nothing was published")
+            why = "it vanished, or Java cannot read its name: run again, rename it, or start Java with LC_ALL=C.UTF-8"
+            raise JobError(f"{source}/{name}: Spark does not find this file; {why}; nothing was published")
     wanted = {name: re.sub("^file:/+", "file:/", addresses[name]) for name in names if name in addresses}
-    if len(wanted) < len(addresses):  # Spark applies this filter to its list of files
-        lines = lines.where(F.col("_metadata.file_path").isin([*wanted.values()]))
     if not wanted:
         return spark.sql("SELECT '' AS file, '' AS value WHERE false")
+    if len(wanted) < len(addresses):  # Spark applies this filter to its list of files
+        lines = lines.where(F.col("_metadata.file_path").isin([*wanted.values()]))
     name, path = next(iter(wanted.items()))
-    start = len(path.rsplit("/", name.count("/") + 1)[0]) + 2
-    file = f"substring(_metadata.file_path, {start})"
+    file = f"substring(_metadata.file_path, {len(path.rsplit('/', name.count('/') + 1)[0]) + 2})"
     decoded = f"if(contains({file}, '%'), url_decode(replace({file}, '+', '%2B')), {file})"  # + would be a space
-    rows = lines.selectExpr(f"{decoded} AS file", r"trim(LEADING '\uFEFF' FROM value) AS value")  # joined files
+    rows = lines.selectExpr(f"{decoded} AS file", r"trim(LEADING '\uFEFF' FROM value) AS value")  # of joined files
     return rows.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
-
-
-def unreadable(name: str) -> str:
-    """Why Spark may not see a file that this process has listed."""
-    if "//" in name:
-        return "a part of its name is empty, and Hadoop takes it for another file; rename it"
-    if not name.isascii():
-        return "Java cannot read this name under the locale of its process; start it with LC_ALL=C.UTF-8, or rename the file"
-    return "Spark does not see this file; it vanished, or its name has special characters: run again, or rename it"
 
 
 def rows_in(spark: SparkSession, table: Table, root: str, files: Iterable[str]) -> DataFrame:
@@ -949,18 +725,16 @@ def rows_in(spark: SparkSession, table: Table, root: str, files: Iterable[str]) 
     return spark.read.schema(table.columns).option("basePath", f"{root}/{table.name}").parquet(*paths)
 
 
-def write_rows(spark: SparkSession, table: Table, rows: DataFrame, directory: str, rebalance: bool) -> None:
-    """Adds the rows to the directory, in Hive layout. JobError if the columns are not those declared.
-
-    REBALANCE shuffles the rows, so that a partition gets few files. Wide rows are not shuffled: that costs more than
-    it saves, because each task reads one or a few partitions.
-    """
+def write_rows(spark: SparkSession, table: Table, rows: DataFrame, directory: str) -> None:
+    """Adds the rows to the directory, in Hive layout. JobError if the columns are not those declared."""
     rows = rows.select(*table.names())
     declared = [(name, type.lower()) for name, type in field_types(table.columns).items()]
-    if rows.dtypes != declared:
-        wrong = ", ".join(" ".join(column) for column in rows.dtypes if column not in declared)
+    wrong = ", ".join(" ".join(column) for column in rows.dtypes if column not in declared)
+    if wrong:
         raise JobError(f"{table.name}: the columns are not those declared in TABLES: {wrong}; nothing was published")
-    if rebalance:
+    if table.name not in ("songplays", EVENTS.name):
+        # Adaptive execution sizes the files: it merges small ones and splits a large partition. Not for wide rows: to
+        # shuffle them costs more than it saves, since a task reads the rows of few partitions.
         by = f"({', '.join(table.partitions)})" if table.partitions else ""
         rows = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows)
     ordered = rows.sortWithinPartitions(*table.partitions, *table.order) if table.order else rows
@@ -979,6 +753,9 @@ class File(NamedTuple):
     mark: str
 
 
+Inputs = dict[str, dict[str, File]]  # by kind, song_data and log_data, and name below the source
+
+
 class Disk:
     """A directory."""
 
@@ -993,14 +770,10 @@ class Disk:
         found = {}
         for directory, _, names in os.walk(self.at(below), onerror=unless_missing, followlinks=True):
             for path in (os.path.join(directory, name) for name in names):
-                try:
-                    facts = os.stat(path)
-                except FileNotFoundError:
-                    if os.path.islink(path):  # to nowhere: something that was meant to be here is missing
-                        raise
-                    continue  # another run has moved or removed it
-                mark = f"{facts.st_size} {facts.st_mtime_ns}"
-                found[os.path.relpath(path, self.root)] = File(facts.st_size, mark)
+                with suppress(FileNotFoundError):  # another run has moved it
+                    facts = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere counts, too
+                    mark = f"{facts.st_size} {facts.st_mtime_ns}"
+                    found[os.path.relpath(path, self.root)] = File(facts.st_size, mark)
         return found
 
     def read(self, name: str) -> str | None:
@@ -1026,18 +799,11 @@ class Disk:
         self.save(draft, text)
         os.makedirs(os.path.dirname(self.at(name)), exist_ok=True)
         os.sync()
-        try:
+        with suppress(FileExistsError):
             os.link(self.at(draft), self.at(name))
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
-                raise JobError(
-                    f"{self.root}: this disk has no hard links, which a commit needs; set OUTPUT to another"
-                ) from None
-            raise
-        os.sync()
-        return True
+            os.sync()
+            return True
+        return False
 
     def save(self, name: str, text: str) -> None:
         os.makedirs(os.path.dirname(self.at(name)), exist_ok=True)
@@ -1048,15 +814,16 @@ class Disk:
         """Renames sources to targets; the targets whose source does not exist."""
         if moves:
             os.sync()  # another process may have linked the ledger that names these files
-        return {target for source, target in moves.items() if not self.rename(self.at(source), self.at(target))}
-
-    def rename(self, source: str, target: str) -> bool:
-        while os.path.exists(source):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with suppress(FileNotFoundError):  # another run has removed the directory, or moved the file
-                os.replace(source, target)
-                return True
-        return False
+        missing = set()
+        for source, target in moves.items():
+            while os.path.exists(self.at(source)):
+                os.makedirs(os.path.dirname(self.at(target)), exist_ok=True)
+                with suppress(FileNotFoundError):  # another run has removed the directory, or moved the file
+                    os.replace(self.at(source), self.at(target))
+                    break
+            else:
+                missing.add(target)
+        return missing
 
     def delete(self, names: Iterable[str]) -> None:
         """The files, and the directories that this leaves empty. A missing file is not an error."""
@@ -1136,7 +903,7 @@ class Bucket:
         return None
 
     def delete(self, names: Iterable[str]) -> None:
-        """One request a file: some stores refuse a request for many, and S3 takes no money for these."""
+        """One request a file: some stores refuse a request for many, and S3 charges nothing for these."""
         side_by_side(lambda name: self.ask("delete_object", Key=self.prefix + name), names)
 
 
@@ -1150,18 +917,19 @@ def unless_missing(error: OSError) -> None:
 
 
 def side_by_side(call: Callable, *arguments: Iterable) -> list:
-    """As list(map(call, ...)), in threads: a request to S3 is mostly waiting, and a small Spark job leaves cores idle."""
+    """As list(map(call, ...)), in threads: a request to S3 mostly waits, and a small Spark job leaves cores idle."""
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         return list(pool.map(call, *arguments))
 
 
-def is_input(name: str) -> bool:
-    """Whether the job reads a file of this name below INPUT. As in Spark, names that begin with _ or . are hidden."""
-    return name.endswith((".json", ".json.gz")) and not is_hidden(name)
-
-
 def is_hidden(name: str) -> bool:
+    """Whether a part of the name begins with _ or ., by Spark's rule."""
     return re.search(r"(^|/)(\.|_[^/=]*(/|$))", name) is not None
+
+
+def is_input(name: str) -> bool:
+    """Whether the job reads a file of this name below INPUT."""
+    return name.endswith((".json", ".json.gz")) and not is_hidden(name)
 
 
 def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
@@ -1173,10 +941,7 @@ def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
         text = "%s: %s files are ignored, because their names do not end in .json or .json.gz; the first is %s"
         log.warning(text, kind, f"{len(others):,}", min(others))
     if not files:
-        raise UsageError(
-            f"{source.root}/{kind} does not exist or has no *.json or *.json.gz file; set INPUT to the place of song_data"
-            " and log_data"
-        )
+        raise UsageError(f"{source.root}/{kind} has no *.json or *.json.gz file; set INPUT to its parent directory")
     return files
 
 
@@ -1190,7 +955,7 @@ def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
 #
 # settle() makes the lake what the newest ledger says. It moves in the listed files that are missing, and only then
 # deletes the files that the run replaced, so readers never miss a row. A run that is killed before it creates N+1
-# has published nothing. A run that is killed after it is committed, and the next run settles before all else; to
+# has published nothing. A run that is killed after it is committed, and the next run settles before all else. To
 # settle twice, or in several runs at once, does no harm.
 #
 # Nor can a run that slept while others committed. It can create no number twice, because numbers never vanish: old
@@ -1201,11 +966,11 @@ def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
 
 STAGING, QUARANTINE, RUNS, STATE = "_staging", "_quarantine", "_runs", "_state"  # readers ignore these names
 LEDGER = f"{STATE}/ledger"
-VERSION_1 = (f"{STATE}/ledger.json", "_lock/")  # what version 1 of this job left there besides tables
-NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # of lines that are counted but do not go into the state
+VERSION_1 = (f"{STATE}/ledger.json", "_lock/")  # what version 1 of this job left there besides tables and state
 SETTLED, SUPERSEDED, MISSING = "settled", "superseded", "missing"
-RETIRED_FOR = 10  # ledgers; a file that a late copy brings back within them is still known as ours
-STUB = 200  # bytes; a cut ledger is smaller
+OVERTAKEN = "another run has published first; this run changed nothing: run it again"
+REMEMBERED = 10  # ledgers that still name a file as the job's own after it was replaced
+STUB = 200  # bytes; a cut ledger has fewer
 
 
 class Ledger(NamedTuple):
@@ -1216,7 +981,7 @@ class Ledger(NamedTuple):
     rules: dict = {}  # what must be the same for the rows of two runs to lie in one table
     inputs: dict[str, dict[str, str]] = {}  # kind -> file of the source -> its mark
     files: dict[str, list] = {}  # file of a table or the state -> bytes, and rows if it is a table's
-    retire: dict[str, int] = {}  # file that a run replaced -> that run's number
+    retire: dict[str, int] = {}  # file that was replaced -> number of the ledger that replaced it
     report: dict = {}
 
     def of_table(self, name: str, partitions: Iterable[str] | None = None) -> list[str]:
@@ -1224,8 +989,13 @@ class Ledger(NamedTuple):
         files = [file for file in self.files if file.startswith(f"{name}/")]
         return files if partitions is None else [file for file in files if partition_of(file) in partitions]
 
-    def rows(self, name: str) -> int:
-        return sum(self.files[file][1] or 0 for file in self.of_table(name))
+    def facts(self) -> dict[str, dict[str, int]]:
+        """Rows, files and bytes of each of the five tables."""
+        found = {name: [self.files[file] for file in self.of_table(name)] for name in TABLES}
+        return {
+            name: {"rows": sum(r or 0 for _, r in files), "files": len(files), "bytes": sum(size for size, _ in files)}
+            for name, files in found.items()
+        }
 
 
 def partition_of(file: str) -> str:
@@ -1233,82 +1003,42 @@ def partition_of(file: str) -> str:
     return "/".join(part for part in file.split("/")[:-1] if "=" in part)
 
 
-def ledgers(lake: Disk | Bucket) -> dict[str, int]:
-    """The names of the ledgers, and their bytes."""
-    return {name: file.size for name, file in lake.files(LEDGER).items() if re.fullmatch(r".*/\d{9}\.json", name)}
-
-
-def number_of(name: str) -> int:
-    return int(name[-len("000000042.json") : -len(".json")])
+def ledgers(lake: Disk | Bucket) -> dict[int, tuple[str, int]]:
+    """The names and bytes of the ledgers by number, the newest first."""
+    names = {name: file.size for name, file in lake.files(LEDGER).items() if re.fullmatch(r".*/\d{9}\.json", name)}
+    return {int(name[-14:-5]): (name, names[name]) for name in sorted(names, reverse=True)}
 
 
 def newest_number(lake: Disk | Bucket) -> int:
-    return max(map(number_of, ledgers(lake)), default=0)
+    return max(ledgers(lake), default=0)
 
 
 def newest_ledger(lake: Disk | Bucket, full: bool) -> Ledger:
-    """The newest ledger. JobError if it is damaged; with `full`, the newest that can be read, under the newest number."""
+    """The newest ledger. JobError if it is damaged; with `full`, the newest that is not, under the newest number."""
     for _ in range(10):
-        names = sorted(ledgers(lake), reverse=True)
-        if not names:
+        found = ledgers(lake)
+        if not found:
             return version_1(lake)
-        for name in names if full else names[:1]:
+        for name, _ in list(found.values())[: None if full else 1]:
             try:
                 content = json.loads(lake.read(name) or "{}")
                 if "files" in content:
-                    return Ledger(**{**content, "number": number_of(names[0])})
+                    return Ledger(**{**content, "number": max(found)})
             except (ValueError, TypeError):
                 if not full:
                     raise JobError(f"{lake.root}/{name} is damaged; rebuild all tables with --full") from None
         # The newest was cut or gone when it was read, so there is a newer one by now.
-    raise JobError(
-        f"{lake.root}/{LEDGER}: the newest ledgers are missing; restore them, or move {STATE} and the tables away and run"
-        " again"
-    )
+    raise JobError(f"{lake.root}/{LEDGER} lacks its newest files; restore them, or choose another OUTPUT")
 
 
 def version_1(lake: Disk | Bucket) -> Ledger:
-    """Number 0, with the files to replace that version 1 of this job left, if it did."""
+    """Number 0, with the files that version 1 of this job left, if it did."""
     with suppress(ValueError):
         content = json.loads(lake.read(VERSION_1[0]) or "{}")
         if content:
             sizes = {**dict.fromkeys([VERSION_1[0], *lake.files("_lock")], 0), **content.get("files", {})}
             return Ledger(files={file: [size, None] for file, size in sizes.items()})
     return Ledger()
-
-
-def settle(lake: Disk | Bucket, ledger: Ledger) -> str:
-    """Makes the lake what the ledger says. SUPERSEDED: a newer one exists. MISSING: a listed file is nowhere."""
-    before = lake_files(lake)
-    staging = f"{STAGING}/{ledger.number - 1:09}-{ledger.run}"
-    moves = {f"{staging}/{file}": file for file in ledger.files if file not in before}
-    if lake.move(moves):  # a file was neither here nor there; look once more, and only then for a newer ledger
-        still_missing = set(moves.values()) - lake_files(lake).keys()
-        if newest_number(lake) != ledger.number:
-            return SUPERSEDED
-        if still_missing:
-            return MISSING
-    lake.delete([file for file in ledger.retire if file in before or file.startswith(VERSION_1)])
-    lake.delete([file for file in lake.files(STAGING) if file.split("/")[1] < f"{ledger.number:09}"])
-    lake.write(f"{RUNS}/{ledger.run}.json", json.dumps(ledger.report))
-    for name, size in ledgers(lake).items():
-        if size > STUB and number_of(name) <= ledger.number - 3:
-            with suppress(ValueError):
-                content = json.loads(lake.read(name) or "{}")
-                lake.write(name, json.dumps({"number": number_of(name), "run": content.get("run", "")}))
-    return SETTLED
-
-
-def lake_files(lake: Disk | Bucket) -> dict[str, int]:
-    """The visible files of the tables and the state, and their bytes."""
-    names = [*TABLES, EVENTS.name, SONG_LINES.name, VERSIONS.name]
-    found = side_by_side(lake.files, names)
-    return {
-        file: facts.size
-        for name, files in zip(names, found)
-        for file, facts in files.items()
-        if not is_hidden(file[len(name) + 1 :])
-    }
 
 
 def opened(lake: Disk | Bucket, full: bool) -> tuple[Ledger, dict[str, int]]:
@@ -1320,46 +1050,69 @@ def opened(lake: Disk | Bucket, full: bool) -> tuple[Ledger, dict[str, int]]:
         files = lake_files(lake)
         if newest_number(lake) == ledger.number:  # else these are the files of a newer one
             break
-    for file in sorted(files.keys() - ledger.files.keys() - ledger.retire.keys()):
-        raise UsageError(
-            f"{lake.root}/{file} lies where the job's tables go, and no ledger lists it; move it, or set OUTPUT to"
-            " another place"
-        )
+    others = sorted(files.keys() - ledger.files.keys() - ledger.retire.keys())
+    if others:
+        count = f" (and {len(others) - 1:,} more)" if others[1:] else ""
+        where = f"{lake.root}/{others[0]}{count}"
+        raise UsageError(f"{where}: lies among the tables, but no ledger lists it; move it, or change OUTPUT")
     return ledger, files
+
+
+def lake_files(lake: Disk | Bucket) -> dict[str, int]:
+    """The visible files of the tables and the state, and their bytes."""
+    names = [*TABLES, EVENTS.name, SONG_LINES.name, VERSIONS.name]
+    found = dict(zip(names, side_by_side(lake.files, names)))
+    return {f: file.size for name in names for f, file in found[name].items() if not is_hidden(f[len(name) + 1 :])}
+
+
+def settle(lake: Disk | Bucket, ledger: Ledger) -> str:
+    """Makes the lake what the ledger says. SUPERSEDED: a newer one exists. MISSING: a listed file is nowhere."""
+    before, staging = lake_files(lake), f"{STAGING}/{ledger.number - 1:09}-{ledger.run}"
+    moves = {f"{staging}/{file}": file for file in ledger.files if file not in before}
+    if lake.move(moves):  # a file was neither here nor there: look once more, and only then for a newer ledger
+        still_missing = set(moves.values()) - lake_files(lake).keys()
+        if newest_number(lake) != ledger.number:
+            return SUPERSEDED
+        if still_missing:
+            return MISSING
+    lake.delete([file for file in ledger.retire if file in before or file.startswith(VERSION_1)])
+    lake.delete([file for file in lake.files(STAGING) if file.split("/")[1] < f"{ledger.number:09}"])
+    lake.write(f"{RUNS}/{ledger.run}.json", json.dumps(ledger.report))
+    for number, (name, size) in ledgers(lake).items():
+        if size > STUB and number <= ledger.number - 3:
+            with suppress(ValueError):
+                run = json.loads(lake.read(name) or "{}").get("run", "")
+                lake.write(name, json.dumps({"number": number, "run": run}))
+    return SETTLED
+
+
+def next_ledger(base: Ledger, run: str, rules: dict, inputs: Inputs, files: dict[str, list]) -> Ledger:
+    """The ledger that commits these files instead of those of `base`."""
+    number = base.number + 1
+    recent = {file: retired for file, retired in base.retire.items() if retired > number - REMEMBERED}
+    dropped = dict.fromkeys(base.files.keys() - files.keys(), number)
+    marks = {kind: {name: file.mark for name, file in found.items()} for kind, found in inputs.items()}
+    return Ledger(number, run, rules, marks, files, {**recent, **dropped})
 
 
 def commit(lake: Disk | Bucket, ledger: Ledger, staging: str) -> None:
     """Creates the ledger. JobError if another run was first; UncertainError if the store gives no certain answer."""
-    name, text = f"{LEDGER}/{ledger.number:09}.json", json.dumps(ledger._asdict())
-    errors = []
+    name, text, errors = f"{LEDGER}/{ledger.number:09}.json", json.dumps(ledger._asdict()), []
     for _ in range(10):
         try:
             if lake.create(name, text, f"{staging}/ledger.json"):
                 return
-            holder = lake.read(name)
-            if holder is not None and json.loads(holder)["run"] != ledger.run:
-                raise JobError(f"{lake.root}: another run has published first; this run changed nothing: run it again")
-            if holder is not None:  # ours: the answer to an earlier try was lost
-                return
+            holder = lake.read(name)  # None: the store is busy creating it for somebody, so ask again
+            if holder is not None and json.loads(holder)["run"] == ledger.run:
+                return  # the answer to an earlier try was lost
+            if holder is not None:
+                raise JobError(f"{lake.root}: {OVERTAKEN}")
         except (StoreError, OSError) as error:
             errors.append(one_line(error))
             if len(errors) == 2:
                 break
-    why = errors[-1] if errors else "the store keeps answering that another request is creating it"
-    raise UncertainError(
-        f"{lake.root}/{name}: {why}; it is not known whether this run has published: the next run will show"
-    )
-
-
-def next_ledger(
-    base: Ledger, run: str, rules: dict, inputs: dict[str, dict[str, File]], files: dict[str, list]
-) -> Ledger:
-    """The ledger that commits these files in the place of those of `base`."""
-    number = base.number + 1
-    recent = {file: retired for file, retired in base.retire.items() if retired > number - RETIRED_FOR}
-    dropped = dict.fromkeys(base.files.keys() - files.keys(), number)
-    marks = {kind: {name: file.mark for name, file in found.items()} for kind, found in inputs.items()}
-    return Ledger(number, run, rules, marks, files, {**recent, **dropped})
+    why = errors[-1] if errors else "another request seems to create it all the time"
+    raise UncertainError(f"{lake.root}/{name}: {why}; this run may have published or not: the next run will show")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1372,29 +1125,31 @@ FATES = ("accepted", "duplicates", "no_play", "quarantined")  # what becomes of 
 class Account(NamedTuple):
     """What became of the new lines of one kind."""
 
-    files: dict[str, Counter]  # file of the source -> its lines by fate
+    files: dict[str, dict]  # by file of the source: file, bytes, and its lines by fate
     problems: Counter  # reason -> lines
-    lines: int  # that are usable rows: songs, or plays; new and old
-    keys: int  # distinct keys among them
-    ids: int  # distinct surrogate keys among them; fewer than keys if two share one by chance
+    lines: int  # old and new lines that are a song, or a play of the touched partitions
+    keys: int  # different songs or plays among them
+    ids: int  # different surrogate keys among them: fewer than keys if two share one by chance
 
     def totals(self) -> dict[str, int]:
         counts = {fate: sum(file[fate] for file in self.files.values()) for fate in FATES}
         return {"lines": sum(counts.values()), **counts}
 
 
-def account(new: DataFrame, old: DataFrame, names: Iterable[str], key: list[str], surrogate: Column) -> Account:
-    """Counts the new lines by file and fate. Of lines that share a key one is accepted: an old one, else the one in
-    the file with the smallest name. A row is a song or a play where is_play."""
-    files, problems = {name: Counter() for name in names}, Counter()
-    for row in new.groupBy("file", "problem", "is_play").count().collect():
-        fate = "quarantined" if row.problem else "accepted" if row.is_play else "no_play"
-        files[row.file][fate] += row["count"]
+def account(
+    new: DataFrame, old: DataFrame, names: dict[str, File], usable: str, key: list[str], surrogate: Column
+) -> Account:
+    """Counts the new lines by file and fate. Of the usable lines with one key one is accepted: an old one, else the
+    one in the file with the smallest name."""
+    files = {name: {"file": name, "bytes": file.size, **dict.fromkeys(FATES, 0)} for name, file in names.items()}
+    problems = Counter()
+    for row in new.groupBy("file", "problem", F.expr(usable).alias("usable")).count().collect():
+        files[row.file]["quarantined" if row.problem else "accepted" if row.usable else "no_play"] += row["count"]
         problems.update({row.problem: row["count"]} if row.problem else {})
-    rows = new.where("is_play").select("file", *key)
-    rows = rows.unionByName(old.where("is_play").select(F.lit("").alias("file"), *key))
+    rows = new.where(usable).select("file", *key)
+    rows = rows.unionByName(old.where(usable).select(F.lit("").alias("file"), *key))
     lines, ids = rows.agg(F.count("*"), F.countDistinct(surrogate)).first()
-    if lines == ids:
+    if lines == ids:  # then there are no copies, and the dearer grouping by key is not needed
         return Account(files, problems, lines, lines, lines)
     firsts = rows.groupBy(*key).agg(F.min("file").alias("file")).groupBy("file").count()
     accepted = {row.file: row["count"] for row in firsts.collect()}
@@ -1406,79 +1161,68 @@ def account(new: DataFrame, old: DataFrame, names: Iterable[str], key: list[str]
 
 def check_limit(kind: str, account: Account, settings: Settings, where: str) -> None:
     """Logs the count of the lines. JobError if too many of them cannot be used."""
-    totals = account.totals()
-    lines, bad = totals["lines"], totals["quarantined"]
-    log.info(
-        "%-9s %s lines in %s new files, %s of them quarantined",
-        kind,
-        f"{lines:,}",
-        f"{len(account.files):,}",
-        f"{bad:,}",
-    )
+    lines, bad = account.totals()["lines"], account.totals()["quarantined"]
+    if account.files:
+        log.info("%-9s %s lines in %s new files", kind, f"{lines:,}", f"{len(account.files):,}")
     for problem, count in sorted(account.problems.items()):
         log.warning("%s: %s lines quarantined: %s; they are in %s", kind, f"{count:,}", problem, where)
-    empty = [name for name, file in account.files.items() if not file.total()]
+    empty = [name for name, file in account.files.items() if not any(map(file.get, FATES))]
     if empty:
         log.warning("%s: %s files have no line; the first is %s", kind, f"{len(empty):,}", min(empty))
     if bad > lines * settings.max_bad_ratio:
         reasons = ", ".join(f"{count:,} {problem}" for problem, count in account.problems.most_common())
-        hint = " (the job expects one JSON object on each line)" if "broken JSON" in account.problems else ""
+        hint = " (each line must be one JSON object)" * ("broken JSON" in account.problems)
         raise JobError(
-            f"{kind}: {bad:,} of {lines:,} lines cannot be used: {reasons}{hint}; they are in {where}; correct the files,"
-            f" or raise MAX_BAD_RATIO = {settings.max_bad_ratio}; nothing was published"
+            f"{kind}: {bad:,} of {lines:,} lines cannot be used: {reasons}{hint}; they are in {where}; correct the"
+            f" files or raise MAX_BAD_RATIO = {settings.max_bad_ratio}; nothing was published"
         )
 
 
-def audit(
-    staged: dict[str, DataFrame], tables: dict[str, DataFrame], sources: dict[str, DataFrame]
-) -> tuple[dict[str, Counter], Counter]:
-    """Reads back the staged tables. By table: rows, known and distinct keys; and the rows of each file, by address.
-
-    JobError if a reference is not in its table. tables: all five, for the references. sources: the rows that a table
-    was computed from, whose keys are expected in it.
-    """
+def audit(spark: SparkSession, tables: dict[str, DataFrame], due: list[str], expected: dict[str, tuple[int, int]]):
+    """Reads back the staged tables, those that are due. By table: rows, known and distinct keys; and the rows of each
+    file, by address. JobError if a key is null or not unique, a reference is not in its table, or there are not as
+    many rows and keys as the account of the input says. tables: all five."""
     checks = []
-    for name, rows in staged.items():
-        key, table = TABLES[name].key, F.lit(name).alias("table")
-        by_file = rows.groupBy(F.col("_metadata.file_path").alias("what")).agg(F.count("*"), F.count(key))
-        checks.append(by_file.select(table, *by_file.columns))
-        for what, keys in {"distinct": rows, "expected": sources.get(name)}.items():
-            if keys is not None:
-                checks.append(keys.agg(F.countDistinct(key).alias("n")).select(table, F.lit(what), "n", "n"))
-        for column, other in TABLES[name].references.items():
-            keys = tables[other].select(F.col(TABLES[other].key).alias(column))
-            lost = rows.where(f"{column} IS NOT NULL").join(keys, on=column, how="left_anti")
-            checks.append(lost.agg(F.count("*").alias("n")).select(table, F.lit(f"a {column} is not in {other}"), "n", "n"))
-    audits, by_file = {name: Counter(rows=0, known=0, distinct=0) for name in staged}, Counter()
-    for name, what, rows, known in reduce(DataFrame.union, checks).collect() if checks else ():
-        if what in ("distinct", "expected"):
-            audits[name][what] = rows
-        elif not what.startswith("a "):
+    for name in due:
+        key, here = TABLES[name].key, f"'{name}' AS table"
+        checks += [
+            f"SELECT {here}, file_path AS what, count(*), count({key}) FROM {{{name}}} GROUP BY file_path",
+            f"SELECT {here}, 'distinct', count(DISTINCT {key}), 0 FROM {{{name}}}",
+            *(
+                f"SELECT {here}, '{column}', count(*), 0 FROM {{{name}}} LEFT ANTI JOIN (SELECT {TABLES[other].key} AS"
+                f" {column} FROM {{{other}}}) USING ({column}) WHERE {column} IS NOT NULL"
+                for column, other in TABLES[name].references.items()
+            ),
+        ]
+    audits, by_file = {name: Counter(rows=0, known=0, distinct=0) for name in due}, {}
+    for name, what, rows, known in spark.sql(" UNION ALL ".join(checks), **tables).collect() if checks else ():
+        if what == "distinct":
+            audits[name]["distinct"] = rows
+        elif what not in TABLES[name].references:
             by_file[what] = rows
             audits[name].update(rows=rows, known=known)
         elif rows:
-            raise JobError(f"{name}: in {rows:,} rows {what}; nothing was published")
+            other = TABLES[name].references[what]
+            raise JobError(f"{name}: in {rows:,} rows the {what} is not in {other}; nothing was published")
+    for name, counts in audits.items():
+        rows, keys = expected.get(name, (counts["rows"], counts["rows"]))
+        if counts != {"rows": rows, "known": rows, "distinct": keys}:
+            raise JobError(
+                f"{name}: {counts['rows']:,} rows, {counts['known']:,} have a {TABLES[name].key},"
+                f" {counts['distinct']:,} of them differ; the input has {rows:,} and {keys:,}; nothing was published"
+            )
     return audits, by_file
-
-
-def check_counts(name: str, counts: Counter, rows: int, distinct: int) -> None:
-    """JobError unless a table has as many rows, known keys and distinct keys as expected."""
-    if (counts["rows"], counts["known"], counts["distinct"]) != (rows, rows, distinct):
-        raise JobError(
-            f"{name}: {counts['rows']:,} rows, {counts['known']:,} with a {TABLES[name].key}, {counts['distinct']:,} of"
-            f" them different; expected are {rows:,} rows and {distinct:,} keys; nothing was published"
-        )
 
 
 def check_shrink(base: Ledger, after: Ledger, settings: Settings) -> None:
     """JobError if a table would lose all of its rows, or more than the settings allow."""
-    for name in TABLES:
-        rows, before = after.rows(name), base.rows(name)
-        if before and not rows:
-            raise JobError(f"{name} would be empty, and has {before:,} rows; look at the input; nothing was published")
-        if rows < before * (1 - settings.max_shrink):
+    for name, before in base.facts().items():
+        rows, was = after.facts()[name]["rows"], before["rows"]
+        if was and not rows:
+            raise JobError(f"{name} would be empty, and has {was:,} rows; look at the input; nothing was published")
+        if rows < was * (1 - settings.max_shrink):
             raise JobError(
-                f"{name}: {rows:,} rows instead of {before:,}, and MAX_SHRINK = {settings.max_shrink}; is the input"
+                f"{name}: {rows:,} rows instead of {was:,}, and MAX_SHRINK = {settings.max_shrink}; is the input"
                 " complete? If it is, add --allow-shrink once; nothing was published"
             )
 
@@ -1488,22 +1232,21 @@ def check_shrink(base: Ledger, after: Ledger, settings: Settings) -> None:
 # ------------------------------------------------------------------------------------------------------------------
 
 KINDS = ("song_data", "log_data")
-STATE_OF = dict(zip(KINDS, (SONG_LINES.name, EVENTS.name)))
 MANY_CHANGES = 100  # changed or vanished files; with more, a rebuild is simpler and not slower
-FAULTS = (JobError, OSError, PySparkException, Py4JError)
 
 
 class Changes(NamedTuple):
     """The input against the ledger, by kind."""
 
-    new: dict[str, dict[str, File]]  # files to read
+    new: Inputs  # files to read
     gone: dict[str, set[str]]  # files that have changed or vanished: the lines that they brought no longer count
 
     def of(self, kind: str) -> bool:
         return bool(self.new[kind] or self.gone[kind])
 
 
-def changes_since(base: Ledger, inputs: dict[str, dict[str, File]]) -> Changes:
+def changes_since(base: Ledger, inputs: Inputs) -> Changes:
+    """What is new in the input, and what has changed or vanished."""
     new, gone = {}, {}
     for kind, files in inputs.items():
         marks = base.inputs.get(kind, {})
@@ -1523,10 +1266,8 @@ def why_rebuild(newest: Ledger, rules: dict, files: dict[str, int], changes: Cha
     """Why the run cannot build on this ledger; "" if it can, or if there is nothing yet."""
     if not newest.files:
         return ""
-    if full:
-        return "--full"
-    if newest.number == 0:
-        return "version 1 of this job wrote the lake"
+    if full or not newest.number:
+        return "--full" if full else "version 1 of this job wrote the lake"
     for rule, value in rules.items():
         if newest.rules.get(rule) != value:
             return f"{rule} was {newest.rules.get(rule)!r} in the last run and is {value!r}"
@@ -1554,23 +1295,18 @@ class Work(NamedTuple):
         rows = rows_in(self.spark, self.tables[table], self.root, self.base.of_table(table, partitions))
         return rows.where(~F.col("file").isin([*without])) if without else rows
 
-    def stage(self, table: str, rows: DataFrame, rebalance: bool = True) -> DataFrame:
+    def stage(self, table: str, rows: DataFrame) -> DataFrame:
         """Writes the rows to the staging, and hands back what was written."""
         directory = f"{self.root}/{self.staging}/{table}"
         with self.timed(table):
-            write_rows(self.spark, self.tables[table], rows, directory, rebalance)
+            write_rows(self.spark, self.tables[table], rows, directory)
         return self.spark.read.schema(self.tables[table].columns).parquet(directory)
 
-    def staged_files(self, table: str = "") -> dict[str, int]:
-        """The staged files of a table or all, by their final names, and their bytes."""
-        found = self.lake.files(f"{self.staging}/{table}".rstrip("/"))
-        sizes = {file[len(self.staging) + 1 :]: facts.size for file, facts in found.items()}
-        not_kept = f"{EVENTS.name}/year={NO_PARTITION}"
-        return {
-            file: size
-            for file, size in sizes.items()
-            if file.endswith(".parquet") and not is_hidden(os.path.basename(file)) and not file.startswith(not_kept)
-        }
+    def staged_files(self) -> dict[str, int]:
+        """The staged files that go into the lake, by their final names, and their bytes."""
+        found = {f[len(self.staging) + 1 :]: file.size for f, file in self.lake.files(self.staging).items()}
+        unused = f"{EVENTS.name}/year=__HIVE_DEFAULT_PARTITION__"  # lines that are counted and not needed again
+        return {f: size for f, size in found.items() if f.endswith(".parquet") and not f.startswith(unused)}
 
     def partitions_of(self, rows: DataFrame) -> set[str]:
         """The partitions of plays in which the rows lie."""
@@ -1597,19 +1333,20 @@ def run(settings: Settings, full: bool = False) -> None:
     changes = changes_since(base, inputs)
     if not any(map(changes.of, KINDS)):
         log.info("nothing is new since the last run, which left these tables:")
-        report = {**report, "outcome": "nothing new", "tables": table_facts(base)}
+        report.update(outcome="nothing new", tables=base.facts())
         lake.write(f"{RUNS}/{report['run']}.json", json.dumps(report))
         log_tables(lake, report, since)
         return
     staging = f"{STAGING}/{newest.number:09}-{report['run']}"
     with cleared_on_failure(lake, newest.number, staging, report):
         sign(lake, staging, report)
-        spark = spark_session(settings, work_size(base, changes))
+        size = sum(file.size for new in changes.new.values() for file in new.values())
+        spark = spark_session(settings, size + sum(base.files[file][0] for file in base.of_table(EVENTS.name)))
         places = (address(spark, settings, place) for place in (settings.input, settings.output))
         work = Work(spark, lake, lake_tables(settings), *places, base, staging, report)
         after = next_ledger(newest, report["run"], rules, inputs, build(work, settings, changes))
         check_shrink(newest, after, settings)
-        after = after._replace(report={**report, "outcome": "published", "tables": table_facts(after)})
+        after = after._replace(report={**report, "outcome": "published", "tables": after.facts()})
         commit(lake, after, staging)
     settle_own(lake, after)
     log_tables(lake, after.report, since)
@@ -1624,118 +1361,80 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
     new_songs, new_events = side_by_side(lambda kind: stage_lines(work, kind, changes.new[kind]), KINDS)
     old_songs = work.old(SONG_LINES.name, without=changes.gone["song_data"])
     songs = clean_songs(new_songs.unionByName(old_songs))
-    touched = {partition_of(file) for file in work.staged_files(EVENTS.name)}
-    touched |= partitions_of_gone_lines(work, changes.gone["log_data"])
-    touched |= partitions_of_other_songs(work, songs) if changes.of("song_data") else set()
+    touched = {partition_of(file) for file in work.staged_files() if file.startswith(EVENTS.name)}
+    touched |= partitions_of_gone_lines(work, changes) | partitions_of_other_songs(work, changes, songs)
     old_events = work.old(EVENTS.name, touched, without=changes.gone["log_data"])
     events = new_events.unionByName(old_events)
-    with work.timed("accounting"):
-        accounts = accounts_of(work, changes, (new_songs, new_events), (old_songs, old_events))
-    quarantine(work, (new_songs, new_events), accounts.values())
+    accounts = accounts_of(work, changes, (new_songs, new_events), (old_songs, old_events))
     for kind, account in accounts.items():
-        check_limit(kind, account, settings, f"{settings.output}/{quarantine_of(work.report)}")
-    logs = accounts["log_data"]
+        check_limit(kind, account, settings, f"{settings.output}/{QUARANTINE}/run={work.report['run']}")
+    logs, replaced = accounts["log_data"], replaced_tables(changes, touched)
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
-    versions = versions_after(work, changes, touched, events)
-    tables = star_schema(songs, plays, versions)
-    replaced = replaced_tables(changes, touched)
-    stage_old_lines(work, changes, touched, old_songs, old_events)
-    due = [name for name in TABLES if name in replaced]
-    staged = dict(zip(due, side_by_side(lambda name: work.stage(name, tables[name], name != "songplays"), due)))
-    with work.timed("audit"):
-        sources = {"users": versions, "songs": songs, "artists": songs}
-        rows = audited(work, logs, staged, {**tables, **staged}, sources)
-    return files_after(work, replaced, rows)
+    tables = star_schema(songs, plays, versions_after(work, changes, touched, events))
+    # The old lines that still count join the new ones in the staging: together they replace the state.
+    tasks = 1 + sum(work.base.files[file][0] for file in work.base.of_table(EVENTS.name, touched)) // TASK_BYTES
+    rows = {**tables, SONG_LINES.name: old_songs, EVENTS.name: old_events.coalesce(tasks)}
+    due = [name for name in rows if name in replaced and (name in tables or work.base.of_table(name, replaced[name]))]
+    staged = dict(zip(due, side_by_side(lambda name: work.stage(name, rows[name]), due)))
+    return files_after(work, replaced, audited(work, accounts, tables, staged))
 
 
 def stage_lines(work: Work, kind: str, names: dict[str, File]) -> DataFrame:
-    """The new lines of one kind, parsed and checked, as they were staged: to write columns and read them back is
-    cheaper than to parse twice, or to cache. The usable ones are the new part of the state."""
+    """The new lines of one kind, parsed, checked and staged, as columns: to write and read these back is cheaper than
+    to parse twice, or to cache. The usable ones are the new part of the state."""
     if not names:
-        return rows_in(work.spark, work.tables[STATE_OF[kind]], work.root, [])
+        return rows_in(work.spark, work.tables[SONG_LINES.name if kind == "song_data" else EVENTS.name], work.root, [])
     lines = read_lines(work.spark, work.source, kind, names)
     if kind == "song_data":
         return work.stage(SONG_LINES.name, song_lines(checked(lines, SONG_FIELDS, SONG_RULES)))
     events = log_events(checked(lines, LOG_FIELDS, LOG_RULES), work.tables[EVENTS.name].partitions)
-    return work.stage(EVENTS.name, events, rebalance=False)
+    return work.stage(EVENTS.name, events)
 
 
-def partitions_of_gone_lines(work: Work, gone: set[str]) -> set[str]:
+def partitions_of_gone_lines(work: Work, changes: Changes) -> set[str]:
     """The partitions with lines of log files that have changed or vanished."""
-    return work.partitions_of(work.old(EVENTS.name).where(F.col("file").isin([*gone]))) if gone else set()
+    gone = F.col("file").isin([*changes.gone["log_data"]])
+    return work.partitions_of(work.old(EVENTS.name).where(gone)) if changes.gone["log_data"] else set()
 
 
-def partitions_of_other_songs(work: Work, songs: DataFrame) -> set[str]:
+def partitions_of_other_songs(work: Work, changes: Changes, songs: DataFrame) -> set[str]:
     """The partitions with plays that have another song now: one that came later, or another version of theirs."""
-    if not work.base.of_table("songplays"):
+    if not changes.of("song_data") or not work.base.of_table("songplays"):
         return set()
     before, after = song_lookup(clean_songs(work.old(SONG_LINES.name))), song_lookup(songs)
-    key = ["title", "artist", "duration"]
-    changed = before.exceptAll(after).union(after.exceptAll(before)).select(*key).distinct()
-    logged = ["song_title AS title", "artist_name AS artist", "round(song_length, 5) AS duration"]
+    changed = before.exceptAll(after).union(after.exceptAll(before)).select(*SONG_KEY).distinct()
+    logged = ("song_title AS title", "artist_name AS artist", "round(song_length, 5) AS duration")
     plays = work.old("songplays").selectExpr(*logged, *work.tables["songplays"].partitions)
-    return work.partitions_of(plays.join(changed, on=key, how="left_semi"))
+    return work.partitions_of(plays.join(changed, on=SONG_KEY, how="left_semi"))
 
 
-def accounts_of(work: Work, changes: Changes, new: Iterable[DataFrame], old: Iterable[DataFrame]) -> dict[str, Account]:
-    """What became of the new lines, by kind; also goes into the report."""
-    usable = {"song_data": F.expr("problem IS NULL"), "log_data": F.col("is_play")}
-    keys = {"song_data": (["song_id"], F.col("song_id")), "log_data": (PLAY_KEY, songplay_id())}
-
-    def account_of(kind: str, new: DataFrame, old: DataFrame) -> Account:
-        new, old = (rows.withColumn("is_play", usable[kind]) for rows in (new, old))
-        return account(new, old, changes.new[kind], *keys[kind])
-
-    accounts = dict(zip(KINDS, side_by_side(account_of, KINDS, new, old)))
-    sizes = {name: file.size for files in changes.new.values() for name, file in files.items()}
-    work.report.update(
-        lines={kind: account.totals() for kind, account in accounts.items()},
-        problems={kind: dict(account.problems) for kind, account in accounts.items()},
-        files=[
-            {"file": name, "bytes": sizes[name], **{fate: fates[fate] for fate in FATES}}
-            for account in accounts.values()
-            for name, fates in account.files.items()
-        ],
-    )
+def accounts_of(work: Work, changes: Changes, new: tuple[DataFrame, ...], old: tuple) -> dict[str, Account]:
+    """What became of the new lines, by kind. The lines that cannot be used go into the quarantine, as JSON: file,
+    reason, line. They stay there also if the run then fails."""
+    usable, keys = ("problem IS NULL", "is_play"), (["song_id"], PLAY_KEY)
+    with work.timed("accounting"):
+        found = side_by_side(account, new, old, changes.new.values(), usable, keys, (F.col("song_id"), songplay_id()))
+    accounts = dict(zip(KINDS, found))
+    work.report["lines"] = {kind: account.totals() for kind, account in accounts.items()}
+    work.report["problems"] = {kind: dict(account.problems) for kind, account in accounts.items()}
+    work.report["files"] = [file for account in found for file in account.files.values()]
+    if any(account.problems for account in found):
+        lines = reduce(DataFrame.union, (rows.select("file", "problem", "value") for rows in new))
+        bad = lines.where("problem IS NOT NULL")
+        bad.toDF("file", "reason", "line").write.json(f"{work.root}/{QUARANTINE}/run={work.report['run']}")
     return accounts
-
-
-def quarantine(work: Work, lines: Iterable[DataFrame], accounts: Iterable[Account]) -> None:
-    """Writes the new lines that cannot be used as JSON: file, reason, line. They stay also if the run then fails."""
-    columns = ("file", "problem AS reason", "value AS line")
-    bad = [
-        rows.where("problem IS NOT NULL").selectExpr(*columns)
-        for rows, account in zip(lines, accounts)
-        if account.problems
-    ]
-    if bad:
-        reduce(DataFrame.union, bad).write.json(f"{work.root}/{quarantine_of(work.report)}")
-
-
-def quarantine_of(report: dict) -> str:
-    return f"{QUARANTINE}/run={report['run']}"
 
 
 def versions_after(work: Work, changes: Changes, touched: set[str], events: DataFrame) -> DataFrame:
     """The versions of all users' facts, staged if there are new ones. events: those of the touched partitions."""
     if not changes.of("log_data"):
         return work.old(VERSIONS.name)
-    if changes.gone["log_data"]:  # a version may be gone, too: all events are asked
+    if changes.gone["log_data"]:  # a version may be gone with them
         untouched = {partition_of(file) for file in work.base.of_table(EVENTS.name)} - touched
         versions = user_versions(work.old(EVENTS.name, untouched).unionByName(events))
     else:
         versions = latest_versions(work.old(VERSIONS.name).unionByName(user_versions(events)))
     return work.stage(VERSIONS.name, versions)
-
-
-def stage_old_lines(work: Work, changes: Changes, touched: set[str], songs: DataFrame, events: DataFrame) -> None:
-    """Adds the old lines that still count to the new ones: together they replace the state of what was touched."""
-    files = work.base.of_table(EVENTS.name, touched)
-    if files:
-        tasks = 1 + sum(work.base.files[file][0] for file in files) // TASK_BYTES
-        work.stage(EVENTS.name, events.coalesce(tasks), rebalance=False)
-    if changes.of("song_data") and work.base.of_table(SONG_LINES.name):
-        work.stage(SONG_LINES.name, songs)
 
 
 def replaced_tables(changes: Changes, touched: set[str]) -> dict[str, set[str] | None]:
@@ -1747,27 +1446,27 @@ def replaced_tables(changes: Changes, touched: set[str]) -> dict[str, set[str] |
 
 
 def audited(
-    work: Work, logs: Account, staged: dict[str, DataFrame], tables: dict[str, DataFrame], sources: dict[str, DataFrame]
+    work: Work, accounts: dict[str, Account], tables: dict[str, DataFrame], staged: dict[str, DataFrame]
 ) -> dict[str, int]:
-    """Audits what was staged. Returns the rows of each staged file of a table, by its final name."""
-    audits, by_address = audit(staged, tables, sources)
-    for name, counts in audits.items():
-        rows = counts.get("expected", counts["rows"])
-        check_counts(name, counts, *((logs.keys, logs.ids) if name == "songplays" else (rows, rows)))
-    work.report["audits"] = {name: dict(counts) for name, counts in audits.items()}
+    """Audits the staged tables. Returns the rows of each of their files, by final name."""
+    read_back = {name: rows.select("*", "_metadata.file_path") for name, rows in staged.items() if name in tables}
+    songs, logs = accounts.values()
+    with work.timed("audit"):
+        expected = {"songplays": (logs.keys, logs.ids), "songs": (songs.keys, songs.ids)}
+        audits, by_file = audit(work.spark, {**tables, **read_back}, [*read_back], expected)
+    work.report["audits"] = audits
     if logs.ids < logs.keys:
-        log.warning("songplays: %s plays share a songplay_id by chance; see docs/decisions.md", f"{logs.keys - logs.ids:,}")
-    return {unquote(address).split(f"/{work.staging}/")[1]: rows for address, rows in by_address.items()}
+        log.warning("songplays: %s ids are shared by two plays, by chance; see docs/decisions.md", logs.keys - logs.ids)
+    return {unquote(address).split(f"/{work.staging}/")[1]: rows for address, rows in by_file.items()}
 
 
 def files_after(work: Work, replaced: dict[str, set[str] | None], rows: dict[str, int]) -> dict[str, list]:
     """The lake's files after the run: bytes and rows by name. rows: those of each staged file of a table."""
     dropped = {file for table, partitions in replaced.items() for file in work.base.of_table(table, partitions)}
-    staged = work.staged_files()
+    staged = {f: [size, None if f.startswith(STATE) else rows.get(f, 0)] for f, size in work.staged_files().items()}
     if rows.keys() - staged.keys():
         raise JobError(f"{work.lake.root}/{work.staging} has lost files during the run; nothing was published")
-    sizes = {file: [size, None if file.startswith(f"{STATE}/") else rows.get(file, 0)] for file, size in staged.items()}
-    return {**{file: facts for file, facts in work.base.files.items() if file not in dropped}, **sizes}
+    return {**{file: facts for file, facts in work.base.files.items() if file not in dropped}, **staged}
 
 
 def lake_tables(settings: Settings) -> dict[str, Table]:
@@ -1776,66 +1475,43 @@ def lake_tables(settings: Settings) -> dict[str, Table]:
     return {**tables_for(settings), **{table.name: table for table in (events, SONG_LINES, VERSIONS)}}
 
 
-def work_size(base: Ledger, changes: Changes) -> int:
-    """Bytes that a run may have to work on: the new JSON, and the events of the state."""
-    new = sum(file.size for files in changes.new.values() for file in files.values())
-    return new + sum(base.files[file][0] for file in base.of_table(EVENTS.name))
-
-
 def new_report(settings: Settings) -> dict:
-    """What a run reports, as one JSON object, which engines read as a table with one row per run."""
-    shown = {
-        name: "***" if value and name in SECTIONS["AWS CREDS"] else value for name, value in asdict(settings).items()
-    }
-    now = datetime.now(timezone.utc)
+    """What a run reports, as one JSON object, so that engines read the reports as a table."""
+    values, now = asdict(settings), datetime.now(timezone.utc)
+    shown = {name: "***" if value and name in SECTIONS["AWS CREDS"] else value for name, value in values.items()}
     return {
         "run": f"{now:%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:12]}",
         "outcome": "",
         "started": f"{now:%Y-%m-%dT%H:%M:%SZ}",
         "settings": shown,
-        "versions": {"python": platform.python_version()},
+        "versions": {"python": platform.python_version(), "spark": spark_version},
         **{part: {} for part in ("seconds", "lines", "problems", "tables", "audits")},
         "files": [],
     }
 
 
-def table_facts(ledger: Ledger) -> dict[str, dict[str, int]]:
-    """Rows, files and bytes of each of the five tables."""
-    files = {name: ledger.of_table(name) for name in TABLES}
-    return {
-        name: {
-            "rows": ledger.rows(name),
-            "files": len(files[name]),
-            "bytes": sum(ledger.files[f][0] for f in files[name]),
-        }
-        for name in TABLES
-    }
-
-
 def log_tables(lake: Disk | Bucket, report: dict, since: float) -> None:
+    """Logs what the tables hold."""
     for name, facts in report["tables"].items():
-        numbers = (f"{number:,}" for number in facts.values())
-        log.info("%-9s %s rows in %s files, %s bytes, %s/%s", name, *numbers, lake.root, name)
+        rows, files, size = (f"{number:,}" for number in facts.values())
+        log.info("%-9s %s rows in %s files, %s bytes, %s/%s", name, rows, files, size, lake.root, name)
     log.info("done in %.1f s; the report is %s/%s/%s.json", time.monotonic() - since, lake.root, RUNS, report["run"])
 
 
 def sign(lake: Disk | Bucket, staging: str, report: dict) -> None:
-    """Leaves a sign of this run in its staging, and logs the signs of others, which only warn: the commit decides.
+    """Leaves a sign of this run in its staging, and logs those of others, which only warn: the commit decides.
 
     JobError if the store overwrites what must only be created: there two runs could both commit.
     """
-    number = staging.split("-")[0]
     for name in lake.files(STAGING):
-        if name.startswith(number) and name.endswith("/run.json"):
-            text = "another run is at work or was killed: %s; of two runs at once the first to finish publishes"
+        if name.startswith(staging.split("-")[0]) and name.endswith("/run.json"):
+            text = "another run is at work or was killed; of two runs at once the first to finish publishes: %s"
             log.warning(text, lake.read(name))
     name = f"{staging}/run.json"
-    facts = {"run": report["run"], "host": socket.gethostname(), "process": os.getpid(), "since": report["started"]}
-    lake.write(name, json.dumps(facts))
-    if lake.create(name, json.dumps(facts), f"{staging}/run.draft"):
-        raise JobError(
-            f"{lake.root}: the store ignores If-None-Match, so two runs could publish at once; use one that has it"
-        )
+    text = json.dumps({"run": report["run"], "host": socket.gethostname(), "process": os.getpid()})
+    lake.write(name, text)
+    if lake.create(name, text, f"{staging}/run.draft"):
+        raise JobError(f"{lake.root}: the store ignores If-None-Match, so two runs could publish at once; use another")
 
 
 @contextmanager
@@ -1849,7 +1525,7 @@ def cleared_on_failure(lake: Disk | Bucket, number: int, staging: str, report: d
         why = error
         with suppress(JobError, OSError):  # what failed first is what counts
             if not isinstance(error, JobError) and newest_number(lake) > number:
-                why = JobError(f"{lake.root}: another run has published first; this run changed nothing: run it again")
+                why = JobError(f"{lake.root}: {OVERTAKEN}")
             failed = {**report, "outcome": f"failed: {one_line(why)}", "tables": {}}
             lake.write(f"{RUNS}/{report['run']}.json", json.dumps(failed))
             lake.delete(lake.files(staging))
@@ -1864,26 +1540,99 @@ def settle_own(lake: Disk | Bucket, ledger: Ledger) -> None:
         why = f"{lake.root}: staged files are missing"
     except (StoreError, OSError) as error:
         why = one_line(error)
-    raise JobError(
-        f"{why}; the run has committed, but readers may not see all of it yet: run the job again to finish it"
-    )
+    raise JobError(f"{why}; the run has committed, but readers may not see all of it: run the job again to finish it")
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# The command line
+# The command line, and errors in one line
 # ------------------------------------------------------------------------------------------------------------------
+
+
+class StoreError(JobError):
+    """S3 answered with an error, or not at all."""
+
+    def __init__(self, place: str, error: Exception) -> None:
+        super().__init__(explained(place, str(error), str(error)))
+        answer = getattr(error, "response", None) or {}
+        self.code = answer.get("Error", {}).get("Code", "")
+        self.status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+class UncertainError(JobError):
+    """The store gave no answer to the commit, so nobody knows yet whether it happened."""
+
+
+FAULTS = (JobError, OSError, PySparkException, Py4JError)
+# What a store, Spark or the system says, and what to do about it. The first match counts.
+REMEDIES = {
+    "NoSuchBucket|UnknownStoreException": "the bucket does not exist; create it or correct the address",
+    "InvalidAccessKeyId": "the store does not know the access key; correct [AWS CREDS], the profile or the environment",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key; correct [AWS CREDS]",
+    "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones that last as long as a run",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+    "InvalidObjectState|archived": "the object is archived; restore it, then run again",
+    "PermanentRedirect|AuthorizationHeaderMalformed|AWSRedirectException|IllegalLocationConstraint": "the bucket is in"
+    " another region; set [LAKE] REGION",
+    "KMS": "the key that encrypts the object cannot be used; give the role kms:Decrypt and kms:GenerateDataKey",
+    "NotImplemented|[Cc]ode: 501|\\(501\\)": "the store does not support this request; the job needs conditional writes"
+    " (If-None-Match), so that of two runs one publishes: use another store",
+    "AccessDenied|Forbidden|[Cc]ode: 403|\\(403\\)": "access denied; the keys or the role lack a permission (iam/)",
+    "NoAuthWithAWS|CredentialInitialization|Unable to (load|locate) credentials": "no AWS keys found; set"
+    " [AWS CREDS], a profile or a role",
+    "SlowDown|ServiceUnavailable|InternalError|[Cc]ode: 50\\d|\\(50\\d\\)|Throttl": "the store is overloaded or fails;"
+    " run the job again later",
+    "UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
+    "[Tt]imed? ?out|Connection (was )?reset": "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
+    "EOFException|ZipException|incorrect header check|not a gzip|invalid (block|stored|distance|code)": "a .gz file is"
+    " cut short, damaged or padded; deliver it again, or rewrite it: zcat FILE | gzip > NEW",
+    "No space left|Disk quota": "the disk is full; free some space",
+    "invalid null input: name|LoginException": "the user id of this process has no name; add it to /etc/passwd",
+    "(not permitted|not supported|not implemented).* -> ": "this disk has no hard links, which a commit needs; choose"
+    " another OUTPUT",
+    "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "the user of the job may"
+    " not do this; chmod or chown the place",
+    "Too many levels of symbolic links": "a link leads back to itself; remove it",
+    "(?i)parquet|corrupted file": "a file of the lake is damaged; rebuild all tables with --full",
+    "FileNotFound|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run again",
+    "Not a directory|File exists": "a file stands where a directory is needed; move it or correct the address",
+    "Relative path in absolute URI": "Spark cannot read a file with a colon in its name from a disk; rename it",
+    "UnsupportedClassVersion|getSubject is not supported|JAVA_GATEWAY_EXITED|JAVA_HOME": "Spark did not start; it needs"
+    " Java 17 or 21: run `make setup` and `source .venv/bin/activate`, or set JAVA_HOME; for S3 also Maven Central",
+    "OutOfMemory|Java heap space": "Spark has too little memory; use spark-submit --driver-memory --executor-memory",
+    "Answer from Java side is empty|Connection refused": "Spark's Java process died, perhaps for lack of memory",
+}
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong in one line: the place, what to do if that is known, and the innermost cause."""
+    if isinstance(error, JobError):
+        return str(error)
+    if isinstance(error, OSError):
+        return explained(error.filename or "", str(error), error.strerror or str(error))
+    cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
+    chain = [str(error)]
+    while cause is not None:
+        chain.append(cause.toString())
+        cause = cause.getCause()
+    said = " ".join(chain)
+    place = re.search(r"while reading file (\S+?)\.?\s", said) or re.search(r"(s3a?://[^\s:,]+)", said)
+    return explained(place[1] if place else "", said, chain[-1].splitlines()[0])
+
+
+def explained(place: str, said: str, cause: str) -> str:
+    """The place, what to do about what was said if that is known, and the cause."""
+    remedy = next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, said)), "")
+    return ": ".join(filter(None, [place, remedy, cause]))
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="etl.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="etl.py", description=__doc__, formatter_class=raw)
     parser.add_argument("--config", default="dl.cfg", metavar="FILE", help="the configuration (default: dl.cfg)")
     parser.add_argument("--input", metavar="PLACE", help="directory or s3:// address that holds song_data and log_data")
     parser.add_argument("--output", metavar="PLACE", help="directory or s3:// address for the five tables")
-    parser.add_argument(
-        "--allow-shrink", dest="max_shrink", action="store_const", const="1", help="publish tables that have lost rows"
-    )
+    shrink = {"dest": "max_shrink", "action": "store_const", "const": "1"}
+    parser.add_argument("--allow-shrink", **shrink, help="publish tables that have lost rows")
     parser.add_argument("--full", action="store_true", help="rebuild all tables from all of the input")
     parser.add_argument("--verbose", action="store_true", help="also log the seconds of each stage")
     return parser.parse_args(argv)
@@ -1895,9 +1644,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.DEBUG if options.pop("verbose") else logging.INFO)
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # a Java process that died would log stack traces, also here:
-    logging.root.addFilter(not_of_py4j)
-    logging.getLogger("DataFrameQueryContextLogger").setLevel(logging.CRITICAL)  # Spark's errors again, as JSON
+    for name in ("py4j", "DataFrameQueryContextLogger"):  # they log Spark's errors once more, as stack traces
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.root.addFilter(lambda record: record.module not in ("java_gateway", "clientserver"))  # so does py4j, here
     try:
         full = options.pop("full")
         run(read_settings(options.pop("config"), **options), full)
@@ -1908,10 +1657,6 @@ def main(argv: list[str] | None = None) -> int:
         log.error("%s", one_line(error))
         return getattr(error, "exit_code", 1)
     return 0
-
-
-def not_of_py4j(record: logging.LogRecord) -> bool:
-    return record.module not in ("java_gateway", "clientserver")
 
 
 if __name__ == "__main__":

