@@ -593,5 +593,5 @@ def test_a_refusal_of_glue_is_one_line_with_the_remedy_and_exit_1(
     monkeypatch.setattr(aws.glue, "get_table", refuse)
     assert register(config()) == 1
     [line] = caplog.messages
-    assert line.startswith("Glue: access denied") and "see iam/" in line and "\n" not in line
+    assert line.startswith("Glue: access denied") and "iam/" in line and "\n" not in line
     assert "canary-secret" not in caplog.text

@@ -25,6 +25,7 @@ import boto3
 import pytest
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSResponse
+from botocore.validate import ParamValidator
 from conftest import ROOT
 from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
@@ -315,7 +316,7 @@ def test_a_log_that_may_not_be_read_is_named_with_the_remedy(aws, config, monkey
     Instead(aws.s3, "GetObject", refusal(403, "AccessDenied"))
     while_it_sleeps(monkeypatch, both(job_is("FAILED"), log_is("exit code 2")))
     assert run(config()) == 1
-    assert f"cannot read s3://{BUCKET}/emr/logs/" in caplog.messages[-1] and "see iam/" in caplog.messages[-1]
+    assert f"cannot read s3://{BUCKET}/emr/logs/" in caplog.messages[-1] and "iam/" in caplog.messages[-1]
 
 
 # --- Questions that get no answer ------------------------------------------------------------------------------------
@@ -375,7 +376,7 @@ def test_a_question_that_aws_refuses_leaves_the_job_alone_at_once(aws, config, m
     assert run(config()) == 1
     assert states() == ["WAITING"]
     assert f"aws emr terminate-clusters --cluster-ids {clusters()[0].id}" in caplog.messages[-1]
-    assert "see iam/" in caplog.messages[-1]
+    assert "iam/" in caplog.messages[-1]
 
 
 def test_a_step_that_is_not_listed_yet_is_pending(aws, config, monkeypatch, caplog) -> None:
@@ -725,6 +726,25 @@ def test_the_job_may_change_nothing_but_the_lake_and_its_logs() -> None:
         assert set(found) == {f"arn:aws:s3:::BUCKET/{place}/*" for place in places}
 
 
+def test_the_job_may_do_what_etl_py_asks_of_s3_and_no_more() -> None:
+    """What etl.py asks by boto3, and what Spark's S3A does to upload in parts."""
+    asked = set(re.findall(r'ask\("(\w+)"', (ROOT / "etl.py").read_text(encoding="utf-8")))
+    needed = {
+        "list_objects_v2": {"s3:ListBucket"},
+        "get_object": {"s3:GetObject"},
+        "put_object": {"s3:PutObject"},
+        "copy_object": {"s3:GetObject", "s3:PutObject"},
+        "delete_object": {"s3:DeleteObject"},
+    }
+    by_s3a = {"s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"}
+    granted = {action for each in statements(ROOT / "iam/job.json") for action in listed(each["Action"])}
+    assert granted == set.union(by_s3a, *(needed[operation] for operation in asked))
+
+
+def test_the_guide_says_what_each_policy_is_for() -> None:
+    assert set(re.findall(r"^\| `(\w+\.json)` \|", GUIDE, re.M)) == {path.name for path in POLICIES}
+
+
 def test_the_launcher_hands_out_the_two_roles_and_only_to_emr_and_its_machines() -> None:
     passed = {
         each["Resource"]: each["Condition"]["StringEquals"]["iam:PassedToService"]
@@ -792,6 +812,10 @@ def test_every_aws_command_in_the_guide_is_an_operation_of_amazons_with_these_op
     known = {re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower() for name in (shape.members if shape else {})}
     options = {word[2:] for word in words if word.startswith("--")} - {"query", "output", "region", "active"}
     assert options <= known
+    for option, value in zip(words, words[1:], strict=False):
+        if value.startswith("{"):
+            name = "".join(part.capitalize() for part in option[2:].split("-"))
+            assert not ParamValidator().validate(json.loads(value), shape.members[name]).has_errors()
 
 
 def test_the_settings_in_the_guide_are_complete_and_fit_the_policies(tmp_path, aws) -> None:
