@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Make the lake's five tables known to Athena: print their DDL, or register them in the Glue Data Catalog.
+"""Makes the lake's five tables known to Athena: prints their DDL, or registers them in the Glue Data Catalog.
 
-    python catalog.py                print the DDL; Athena's editor takes one statement at a time
-    python catalog.py --register     create or update the tables in Glue; a second time it changes nothing
+    python catalog.py                prints the DDL; Athena's editor takes one statement at a time
+    python catalog.py --register     creates or updates the tables in Glue; a second time it changes nothing
 
 Names, types and partitions come from etl.py, the address from [LAKE] OUTPUT. Athena computes the partitions itself
 (partition projection), so a new month or day needs no call. A query that names no year makes Athena look for every
@@ -179,7 +179,7 @@ def from_version_1(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def register(settings: etl.Settings, tables: list[Table], database: str, replace: bool) -> None:
-    """Bring Glue to what is wanted, or change nothing; logs a line for the database and for each table."""
+    """Brings all tables in Glue up to date, or changes none; logs a line for each."""
     glue, address = glue_client(settings), lake(settings)
     wanted = {table.name: entry(table, address) for table in tables}
     found = {name: table_in(glue, database, name) for name in wanted}
@@ -218,7 +218,7 @@ def refuse(database: str, reasons: dict[str, str]) -> None:
 
 
 def written(glue: Any, database: str, found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
-    """Create or update the table if necessary, and say which."""
+    """Creates or updates the table if necessary, and says which."""
     if found is None:
         glue.create_table(DatabaseName=database, TableInput=wanted)
         return "created"
@@ -245,7 +245,7 @@ def directories(settings: etl.Settings, table: Table) -> set[tuple[str, ...]]:
 
 
 def list_partitions(glue: Any, database: str, table: dict[str, Any], old: set[tuple], new: set[tuple]) -> None:
-    """Remove the old partitions from Glue's list and add the new ones."""
+    """Removes the old partitions from Glue's list and adds the new ones."""
     names = {"DatabaseName": database, "TableName": table["Name"]}
     for some in batches(old, DELETED_AT_ONCE):
         values = [{"Values": list(one[:-1])} for one in some]
@@ -289,7 +289,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the DDL or register the tables. The exit code says how it went."""
+    """Prints the DDL or registers the tables, and returns the exit code."""
     options = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("botocore").setLevel(logging.WARNING)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Run etl.py on an EMR cluster of its own: launch it, wait for the job, say why it failed, terminate the cluster.
+"""Runs etl.py on an EMR cluster of its own: launches it, waits for the job, shows why it failed, terminates it.
 
-    python emr.py --dry-run      print the request and the dl.cfg to ship; ask AWS nothing
-    python emr.py                run the job; the exit code is the job's
+    python emr.py --dry-run      prints the request and the dl.cfg to ship; asks AWS nothing
+    python emr.py                runs the job; the exit code is the job's
 
 All settings come from dl.cfg. [LAKE] names the job's input and output, both on S3. [EMR] describes the cluster. The
 keys in [AWS CREDS] stay on this machine: the cluster works with the role of its instance profile.
@@ -228,7 +228,7 @@ def connect(settings: etl.Settings) -> Aws:
 
 
 class NoAnswer(JobError):
-    """AWS did not answer for too long. That says nothing about the cluster."""
+    """AWS gave no answer for too long."""
 
 
 def ask(question: Callable[[], Any], patience: float = SILENCE) -> Any:
@@ -241,7 +241,7 @@ def ask(question: Callable[[], Any], patience: float = SILENCE) -> Any:
             if not passes(error):
                 raise
             if monotonic() - started >= patience:
-                raise NoAnswer(f"no answer from AWS for {patience / 60:.0f} minutes: {error}") from None
+                raise NoAnswer(f"no answer from AWS for {patience} seconds: {error}") from None
             log.warning("no answer from AWS, asking again: %s", error)
         sleep(POLL)
 
@@ -301,7 +301,7 @@ def refuse_a_second(aws: Aws, lake: str, run: str) -> None:
 
 
 def ship(aws: Aws, cluster: Cluster, config: str, run: str) -> None:
-    """Upload etl.py and a dl.cfg without keys to CODE/run/. They stay there as a record of what ran."""
+    """Uploads etl.py and a dl.cfg without keys to CODE/run/. They stay there as a record of what ran."""
     bucket, prefix = etl.s3_place(f"{cluster.code}/{run}")
     job = Path(etl.__file__).read_bytes()
     for name, body in (("etl.py", job), ("dl.cfg", config.encode())):
@@ -353,7 +353,7 @@ def look(aws: Aws, cluster_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def stop(aws: Aws, ids: list[str]) -> None:
-    """Terminate the clusters. If that fails, say what to type: the job's exit code is not to get lost."""
+    """Terminates the clusters. A failure is only logged, with the command to type: the job's exit code counts."""
     if not ids:
         return
     try:
@@ -396,10 +396,10 @@ def job_log(aws: Aws, bucket: str, key: str) -> str:
 
 
 def run_job(aws: Aws, cluster: Cluster, settings: etl.Settings, config: str, run: str) -> int:
-    """Check, ship, launch, wait, terminate. The job's exit code.
+    """Checks, ships, launches, waits, terminates. Returns the job's exit code.
 
-    A cluster is terminated when its job has ended or taken too long, or when you interrupt; never because a question
-    to AWS failed, for that says nothing about the job. The cluster ends with the job in any case.
+    A cluster is terminated when its job has ended or taken too long, and on Ctrl-C. A question to AWS that fails says
+    nothing about the job, so the cluster is left alone: it ends when the job does.
     """
     lake, cluster_id = lake_of(settings), ""
     ask(lambda: prepare(aws, cluster, config, lake, run), START_WAIT)
@@ -461,11 +461,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job on EMR. The exit code is the job's."""
+    """Runs the job on EMR and returns the exit code."""
     options = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd and cron say Ctrl-C in this way
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd stops a service by it
     try:
         settings, cluster = etl.read_settings(options.config), read_cluster(options.config)
         config, run = shipped_config(options.config), uuid.uuid4().hex[:12]

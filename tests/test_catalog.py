@@ -314,7 +314,7 @@ def test_what_glue_and_others_add_to_a_table_is_no_change(aws: Aws, asked: list[
 
 
 def table_input(table: dict[str, Any]) -> dict[str, Any]:
-    """The part of a table that catalog.py says."""
+    """The parts of a table that catalog.py writes."""
     parts = ("Name", "TableType", "StorageDescriptor", "Parameters", "PartitionKeys")
     return copy.deepcopy({key: table[key] for key in parts})
 

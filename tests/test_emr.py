@@ -367,7 +367,7 @@ def test_a_question_that_fails_for_ever_leaves_the_job_alone_and_says_how_to_sto
     assert run(config()) == 1
     assert states() == ["WAITING"]
     line = caplog.messages[-1]
-    assert "lost sight of cluster" in line and "no answer from AWS for 10 minutes" in line and "\n" not in line
+    assert "lost sight of cluster" in line and "no answer from AWS for 600 seconds" in line and "\n" not in line
     assert f"aws emr terminate-clusters --cluster-ids {clusters()[0].id}" in line
 
 
@@ -477,7 +477,7 @@ def test_what_comes_before_the_launch_is_asked_again_for_a_minute(
     Instead(getattr(aws, service), operation, error)
     while_it_sleeps(monkeypatch, nothing)
     assert run(config()) == 1
-    assert "no answer from AWS for 1 minute" in caplog.messages[-1]
+    assert "no answer from AWS for 60 seconds" in caplog.messages[-1]
     assert len(clusters()) == 1
 
 
@@ -617,7 +617,7 @@ def test_tags_and_release_reach_the_request(config) -> None:
 
 
 def step(tmp_path: Path, script: str, **commands: str) -> subprocess.CompletedProcess:
-    """The step's script, run with shell scripts in the place of a cluster's commands."""
+    """Runs the step's script, with shell scripts instead of a cluster's commands."""
     for name, body in commands.items():
         path = tmp_path / name.replace("_", "-")
         path.write_text(f"#!/bin/sh\n{body}\n")
