@@ -26,10 +26,8 @@ The words of this file:
     quarantine  OUTPUT/_quarantine: the lines that cannot be used, each with its file and the reason
 
 A run reads the files that are new since the newest ledger, rebuilds the partitions that they touch, and leaves the
-same tables as one run over all input. OUTPUT/_runs has a report of each run.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. A run that fails before its commit
-leaves the published tables untouched.
+same tables as one run over all input. A run that fails before its commit leaves the published tables untouched.
+OUTPUT/_runs has a report of each run. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -356,6 +354,7 @@ def tables_for(settings: Settings) -> dict[str, Table]:
 # What each table means: DataFrame in, DataFrame out
 # ------------------------------------------------------------------------------------------------------------------
 
+UNITS = {"year": "year({0})", "month": "month({0})", "day": "dayofmonth({0})"}  # of the partitions of plays
 PLAY_KEY = ["ts", "user_id", "session_id", "item"]  # what makes two plays different
 ITEMS = 2**21  # places in a session; they leave 42 bits for a time in ms: until 2109
 
@@ -422,9 +421,8 @@ def log_events(lines: DataFrame, partitions: Iterable[str] = EVENTS.partitions) 
         "sessionId AS session_id", "itemInSession AS item", "firstName AS first_name", "lastName AS last_name",
         "gender", "level", "location", "userAgent AS user_agent", "artist", "song AS title", "length",
     )  # fmt: skip
-    at = F.expr("if(is_play OR user_id IS NOT NULL, timestamp_millis(ts), NULL)")
-    units = {"year": F.year(at), "month": F.month(at), "day": F.dayofmonth(at)}
-    return rows.select("*", *(units[unit].alias(unit) for unit in partitions))
+    at = "if(is_play OR user_id IS NOT NULL, timestamp_millis(ts), NULL)"
+    return rows.selectExpr("*", *(f"{UNITS[unit].format(at)} AS {unit}" for unit in partitions))
 
 
 def clean_songs(lines: DataFrame) -> DataFrame:
@@ -439,25 +437,17 @@ def clean_songs(lines: DataFrame) -> DataFrame:
 def clean_plays(events: DataFrame) -> DataFrame:
     """One row per play, however often its line was delivered. Where copies differ, the greatest wins."""
     facts = ["level", "location", "user_agent", "artist", "title", "length"]
-    key = [*PLAY_KEY, *partitions_in(events)]
+    key = [*PLAY_KEY, *(name for name in UNITS if name in events.columns)]
     return greatest(events.where("is_play").select(*key, *facts), key)
 
 
-def partitions_in(rows: DataFrame) -> list[str]:
-    """The columns of plays' partitions: year and month, and day where the settings choose it."""
-    return [name for name in ("year", "month", "day") if name in rows.columns]
-
-
-def user_versions(events: DataFrame) -> DataFrame:
-    """One row per version of a user's facts, with the place of the latest event that shows it."""
+def user_versions(events: DataFrame, earlier: DataFrame | None = None) -> DataFrame:
+    """One row per version of a user's facts, with the place of the latest event that shows it; also of earlier ones."""
     # By time, then by place in the session. One number: Spark aggregates numbers by hash, and structs by sorting.
-    nth = F.expr(f"ts * {ITEMS} + least(greatest(coalesce(item, 0), 0), {ITEMS - 1})")
-    return latest_versions(events.where("user_id IS NOT NULL").withColumn("nth", nth))
-
-
-def latest_versions(versions: DataFrame) -> DataFrame:
-    """One row per version, of versions that several runs have seen."""
+    nth = f"ts * {ITEMS} + least(greatest(coalesce(item, 0), 0), {ITEMS - 1}) AS nth"
     facts = [name for name in VERSIONS.names() if name != "nth"]
+    versions = events.where("user_id IS NOT NULL").selectExpr(*facts, nth)
+    versions = versions.unionByName(earlier) if earlier is not None else versions
     return versions.groupBy(*facts).agg(F.max("nth").alias("nth"))
 
 
@@ -468,7 +458,8 @@ def songplays_table(plays: DataFrame, songs: DataFrame) -> DataFrame:
     return matched.select(
         songplay_id().alias("songplay_id"), F.timestamp_millis("ts").alias("start_time"), "user_id", "level",
         "song_id", "artist_id", "session_id", "location", "user_agent", F.col("title").alias("song_title"),
-        F.col("artist").alias("artist_name"), F.col("length").alias("song_length"), *partitions_in(plays),
+        F.col("artist").alias("artist_name"), F.col("length").alias("song_length"),
+        *(name for name in UNITS if name in plays.columns),
     )  # fmt: skip
 
 
@@ -786,9 +777,7 @@ class Disk:
 
     def write(self, name: str, text: str) -> None:
         """All of the text or nothing: a reader never finds half of it."""
-        draft = f"{os.path.dirname(name)}/.{uuid.uuid4().hex}.tmp"
-        self.save(draft, text)
-        os.replace(self.at(draft), self.at(name))
+        os.replace(self.draft(f"{os.path.dirname(name)}/.{uuid.uuid4().hex}.tmp", text, name), self.at(name))
 
     def create(self, name: str, text: str, draft: str) -> bool:
         """As write, and False if the file exists: of any number of runs that try at once, one succeeds.
@@ -796,19 +785,20 @@ class Disk:
         The text appears under its name by a hard link to the draft. The disk is synced before, so that a ledger never
         names files that a power cut has lost, and after, so that no file is moved for a ledger that it has lost.
         """
-        self.save(draft, text)
-        os.makedirs(os.path.dirname(self.at(name)), exist_ok=True)
+        path = self.draft(draft, text, name)
         os.sync()
         with suppress(FileExistsError):
-            os.link(self.at(draft), self.at(name))
+            os.link(path, self.at(name))
             os.sync()
             return True
         return False
 
-    def save(self, name: str, text: str) -> None:
-        os.makedirs(os.path.dirname(self.at(name)), exist_ok=True)
-        with open(self.at(name), "w", encoding="utf-8") as file:
+    def draft(self, draft: str, text: str, name: str) -> str:
+        for path in (self.at(name), self.at(draft)):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
             file.write(text)
+        return path
 
     def move(self, moves: dict[str, str]) -> set[str]:
         """Renames sources to targets; the targets whose source does not exist."""
@@ -888,19 +878,19 @@ class Bucket:
         return True
 
     def move(self, moves: dict[str, str]) -> set[str]:
-        """Copies, each of which appears whole or not at all; the sources go when the staging is cleared."""
-        return set(filter(None, side_by_side(self.copy, moves.keys(), moves.values())))
+        """As Disk's, by copies, each of which appears whole; the sources go when the staging is cleared."""
 
-    def copy(self, source: str, target: str) -> str | None:
-        """The target, if its source does not exist."""
-        where = {"Bucket": self.bucket, "Key": self.prefix + source}
-        try:
-            self.ask("copy_object", Key=self.prefix + target, CopySource=where)
-        except StoreError as error:
-            if error.code not in ("NoSuchKey", "404"):
-                raise
-            return target
-        return None
+        def copy(source: str, target: str) -> str | None:
+            where = {"Bucket": self.bucket, "Key": self.prefix + source}
+            try:
+                self.ask("copy_object", Key=self.prefix + target, CopySource=where)
+            except StoreError as error:
+                if error.code not in ("NoSuchKey", "404"):
+                    raise
+                return target
+            return None
+
+        return set(side_by_side(copy, moves.keys(), moves.values())) - {None}
 
     def delete(self, names: Iterable[str]) -> None:
         """One request a file: some stores refuse a request for many, and S3 charges nothing for these."""
@@ -1131,9 +1121,8 @@ class Account(NamedTuple):
     keys: int  # different songs or plays among them
     ids: int  # different surrogate keys among them: fewer than keys if two share one by chance
 
-    def totals(self) -> dict[str, int]:
-        counts = {fate: sum(file[fate] for file in self.files.values()) for fate in FATES}
-        return {"lines": sum(counts.values()), **counts}
+    def total(self, *fates: str) -> int:
+        return sum(file[fate] for file in self.files.values() for fate in fates or FATES)
 
 
 def account(
@@ -1161,7 +1150,7 @@ def account(
 
 def check_limit(kind: str, account: Account, settings: Settings, where: str) -> None:
     """Logs the count of the lines. JobError if too many of them cannot be used."""
-    lines, bad = account.totals()["lines"], account.totals()["quarantined"]
+    lines, bad = account.total(), account.total("quarantined")
     if account.files:
         log.info("%-9s %s lines in %s new files", kind, f"{lines:,}", f"{len(account.files):,}")
     for problem, count in sorted(account.problems.items()):
@@ -1415,7 +1404,8 @@ def accounts_of(work: Work, changes: Changes, new: tuple[DataFrame, ...], old: t
     with work.timed("accounting"):
         found = side_by_side(account, new, old, changes.new.values(), usable, keys, (F.col("song_id"), songplay_id()))
     accounts = dict(zip(KINDS, found))
-    work.report["lines"] = {kind: account.totals() for kind, account in accounts.items()}
+    totals = {kind: {fate: account.total(fate) for fate in FATES} for kind, account in accounts.items()}
+    work.report["lines"] = {kind: {"lines": sum(counts.values()), **counts} for kind, counts in totals.items()}
     work.report["problems"] = {kind: dict(account.problems) for kind, account in accounts.items()}
     work.report["files"] = [file for account in found for file in account.files.values()]
     if any(account.problems for account in found):
@@ -1429,12 +1419,11 @@ def versions_after(work: Work, changes: Changes, touched: set[str], events: Data
     """The versions of all users' facts, staged if there are new ones. events: those of the touched partitions."""
     if not changes.of("log_data"):
         return work.old(VERSIONS.name)
-    if changes.gone["log_data"]:  # a version may be gone with them
-        untouched = {partition_of(file) for file in work.base.of_table(EVENTS.name)} - touched
-        versions = user_versions(work.old(EVENTS.name, untouched).unionByName(events))
-    else:
-        versions = latest_versions(work.old(VERSIONS.name).unionByName(user_versions(events)))
-    return work.stage(VERSIONS.name, versions)
+    if not changes.gone["log_data"]:
+        return work.stage(VERSIONS.name, user_versions(events, work.old(VERSIONS.name)))
+    # With a file a version may be gone, so all events count.
+    untouched = {partition_of(file) for file in work.base.of_table(EVENTS.name)} - touched
+    return work.stage(VERSIONS.name, user_versions(work.old(EVENTS.name, untouched).unionByName(events)))
 
 
 def replaced_tables(changes: Changes, touched: set[str]) -> dict[str, set[str] | None]:
