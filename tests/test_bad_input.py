@@ -8,19 +8,18 @@ import ctypes
 import errno
 import gzip
 import json
-import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pyarrow.dataset
 import pytest
-from conftest import ROOT, event, play_of, song, write_lake
+from conftest import ROOT, Outcome, event, job, play_of, song, write_config, write_lake
 from pyspark.sql import SparkSession
 
 import etl
@@ -184,32 +183,21 @@ LAKE["log_data/gzips with byte order marks.json.gz"] = used(
 )
 
 
-class Outcome(NamedTuple):
-    code: int
-    lines: list[str]
+class Ran(NamedTuple):
+    outcome: Outcome
     report: dict
     quarantine: list[dict]
 
 
-def job(root: Path, *options: str, lake: Path | None = None, **settings: str) -> int:
-    """The job in this process, from root/in to root/out."""
-    config = (ROOT / "dl.cfg").read_text()
-    for key, value in settings.items():
-        config = re.sub(f"^{key} =.*$", lambda _, key=key, value=value: f"{key} = {value}", config, flags=re.M)
-    (root / "dl.cfg").write_text(config)
-    places = ["--input", str(lake or root / "in"), "--output", str(root / "out")]
-    return etl.main(["--config", str(root / "dl.cfg"), *places, *options])
-
-
-def plays_in(root: Path) -> int:
+def plays_in(output: Path) -> int:
     """The rows of songplays."""
-    return pyarrow.dataset.dataset(root / "out" / "songplays").count_rows()
+    return pyarrow.dataset.dataset(output / "songplays").count_rows()
 
 
 @pytest.fixture(scope="module")
-def outcome(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def ran(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """What one run says about the lake of all bad lines and files."""
-    root, lines, listener = tmp_path_factory.mktemp("bad"), [], logging.Handler()
+    root = tmp_path_factory.mktemp("bad")
     write_lake(root / "in", [song()], [play_of(song())])
     for name, bad in LAKE.items():
         path = root / "in" / name
@@ -217,46 +205,43 @@ def outcome(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ou
         bad.content(path) if callable(bad.content) else path.write_bytes(bad.content)
     (root / "in" / "log_data" / "nothing inside.json").mkdir()
     (root / "in" / "log_data" / "events.JSON").write_bytes(play())
-    listener.emit = lambda record: lines.append(f"{record.levelname} {record.getMessage()}")
-    etl.log.addHandler(listener)
-    code = job(root, MAX_BAD_RATIO="1")
-    etl.log.removeHandler(listener)
+    outcome = job(root / "in", root / "out", MAX_BAD_RATIO=1)
     (report,) = (json.loads(path.read_text()) for path in (root / "out" / "_runs").iterdir())
     parts = sorted((root / "out" / "_quarantine").rglob("*.json"))
     rows = [json.loads(row) for part in parts for row in part.read_text().split("\n") if row]
-    return Outcome(code, lines, report, rows)
+    return Ran(outcome, report, rows)
 
 
-def test_bad_lines_and_files_do_not_stop_the_job(outcome: Outcome) -> None:
-    assert outcome.code == 0 and outcome.report["outcome"] == "published"
-    assert not [line for line in outcome.lines if line.startswith("ERROR")]
+def test_bad_lines_and_files_do_not_stop_the_job(ran: Ran) -> None:
+    assert ran.outcome.code == 0 and ran.report["outcome"] == "published"
+    assert not [line for line in ran.outcome.lines if line.startswith("ERROR")]
 
 
 @pytest.mark.parametrize("name", LAKE)
 def test_a_bad_line_is_quarantined_with_its_reason_and_its_file_or_is_used(
-    outcome: Outcome, record_property: Callable, name: str
+    ran: Ran, record_property: Callable, name: str
 ) -> None:
     record_property("bad inputs", 1)
-    (file,) = (file for file in outcome.report["files"] if file["file"] == name)
+    (file,) = (file for file in ran.report["files"] if file["file"] == name)
     assert {fate: file[fate] for fate in etl.FATES if file[fate]} == LAKE[name].fates
-    reasons = [row["reason"] for row in outcome.quarantine if row["file"] == name]
+    reasons = [row["reason"] for row in ran.quarantine if row["file"] == name]
     assert reasons == [LAKE[name].reason] * LAKE[name].fates.get("quarantined", 0)
 
 
-def test_a_quarantined_line_has_its_whole_text_however_long(outcome: Outcome) -> None:
+def test_a_quarantined_line_has_its_whole_text_however_long(ran: Ran) -> None:
     for name, bad in LAKE.items():
         if bad.reason and "UTF-16" not in name and b"\n" not in bad.content:
-            (line,) = (row["line"] for row in outcome.quarantine if row["file"] == name)
+            (line,) = (row["line"] for row in ran.quarantine if row["file"] == name)
             assert line == bad.content.decode(errors="replace").removeprefix("\ufeff")
 
 
-def test_files_without_a_line_cause_a_warning(outcome: Outcome) -> None:
+def test_files_without_a_line_cause_a_warning(ran: Ran) -> None:
     empty = [name for name, bad in LAKE.items() if not bad.fates]
-    assert f"WARNING log_data: {len(empty)} files have no line; the first is {min(empty)}" in outcome.lines
+    assert f"WARNING log_data: {len(empty)} files have no line; the first is {min(empty)}" in ran.outcome.lines
 
 
-def test_files_that_are_not_read_because_of_their_names_cause_a_warning(outcome: Outcome) -> None:
-    assert any("log_data: 1 files are ignored" in line and "log_data/events.JSON" in line for line in outcome.lines)
+def test_files_that_are_not_read_because_of_their_names_cause_a_warning(ran: Ran) -> None:
+    assert any("log_data: 1 files are ignored" in line and "log_data/events.JSON" in line for line in ran.outcome.lines)
 
 
 # Every listed file is read, or the run stops and names it ------------------------------------------------------------
@@ -281,8 +266,8 @@ def test_a_file_of_any_name_is_read_on_the_first_night_and_on_a_later_one(spark:
         for name in NAMES:
             write(root / "in" / "log_data" / f"{night}" / f"{name}.json", play())
         write(root / "in" / "song_data" / f"{night}.json", track())
-        assert job(root) == 0
-        assert plays_in(root) == night * len(NAMES)
+        assert job(root / "in", root / "out").code == 0
+        assert plays_in(root / "out") == night * len(NAMES)
 
 
 UNREADABLE = {
@@ -296,24 +281,23 @@ UNREADABLE = {
 @pytest.mark.parametrize("night", [1, 2])
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_file_that_spark_cannot_read_stops_the_run_by_its_name_on_every_night(
-    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, night: int
+    spark: SparkSession, tmp_path: Path, name: str, night: int
 ) -> None:
-    write_lake(tmp_path / "in", [song()], [play_of(song())])
-    assert night == 1 or job(tmp_path) == 0
-    write(tmp_path / "in" / "log_data" / name, play())
-    assert job(tmp_path) == 1
-    message = caplog.records[-1].message
-    assert os.path.basename(name) in message.replace("%5B", "[").replace("%5D", "]")
-    assert UNREADABLE[name] in message and "\n" not in message
-    (tmp_path / "in" / "log_data" / name).unlink()
-    assert job(tmp_path) == 0 and plays_in(tmp_path) == 1
+    source, output = write_lake(tmp_path / "in", [song()], [play_of(song())]), tmp_path / "out"
+    assert night == 1 or job(source, output).code == 0
+    bad = write(source / "log_data" / name, play())
+    outcome = job(source, output)
+    assert outcome.code == 1
+    assert UNREADABLE[name] in outcome.error and f"/log_data/{name}: " in unquote(outcome.error)
+    bad.unlink()
+    assert job(source, output).code == 0 and plays_in(output) == 1
 
 
 def test_a_file_that_grows_while_it_is_read_is_read_again_by_the_next_run(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lake, read_lines = write_lake(tmp_path / "in", [song()], [play_of(song())]), etl.read_lines
-    log = write(lake / "log_data" / "today.json", play() + b"\n" + play()[:99])
+    source, output = write_lake(tmp_path / "in", [song()], [play_of(song())]), tmp_path / "out"
+    log, read_lines = write(source / "log_data" / "today.json", play() + b"\n" + play()[:99]), etl.read_lines
 
     def grown(spark: SparkSession, source: str, kind: str, names: dict) -> Any:
         if kind == "log_data":
@@ -322,14 +306,14 @@ def test_a_file_that_grows_while_it_is_read_is_read_again_by_the_next_run(
         return read_lines(spark, source, kind, names)
 
     monkeypatch.setattr(etl, "read_lines", grown)
-    assert job(tmp_path, MAX_BAD_RATIO="1") == 0
-    assert job(tmp_path) == 0
-    assert plays_in(tmp_path) == 4
+    assert job(source, output, MAX_BAD_RATIO=1).code == 0
+    assert job(source, output).code == 0
+    assert plays_in(output) == 4
 
 
 def in_a_process(root: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command on the lake root/in."""
-    (root / "dl.cfg").write_text("[AWS CREDS]\n[LAKE]\nINPUT = in\nOUTPUT = out\n")
+    write_config(root / "dl.cfg", INPUT="in", OUTPUT="out")
     environment = {**{name: value for name, value in os.environ.items() if not name.startswith("L")}, **environment}
     return subprocess.run(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, env=environment
@@ -347,7 +331,7 @@ def test_under_the_locale_c_the_job_reads_files_of_every_name(tmp_path: Path) ->
     accented_lake(tmp_path)
     ran = in_a_process(tmp_path, sys.executable, str(ROOT / "etl.py"), LC_ALL="C")
     assert ran.returncode == 0, ran.stdout
-    assert plays_in(tmp_path) == 2
+    assert plays_in(tmp_path / "out") == 2
 
 
 def test_under_spark_submit_with_the_locale_c_the_run_stops_and_names_the_file(tmp_path: Path) -> None:
@@ -443,20 +427,15 @@ STOPS = {
 
 @pytest.mark.parametrize("name", STOPS)
 def test_what_stops_the_job_is_one_line_with_the_place_and_what_to_do(
-    spark: SparkSession,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    record_property: Callable,
-    name: str,
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable, name: str
 ) -> None:
     record_property("bad inputs", 1)
     spoil, expected = STOPS[name]
     spoil(write_lake(tmp_path / "in", [song()], [play_of(song())]), monkeypatch)
-    assert job(tmp_path) == 1
-    (record,) = (record for record in caplog.records if record.levelname == "ERROR")
-    assert [part for part in expected if part not in record.message] == []
-    assert "\n" not in record.message and len(record.message) < 600
+    outcome = job(tmp_path / "in", tmp_path / "out")
+    assert outcome.code == 1
+    assert [part for part in expected if part not in outcome.error] == []
+    assert len(outcome.error) < 600
 
 
 @pytest.fixture
@@ -468,13 +447,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(tmp_path / "out")], check=True)
 
 
-def test_a_full_disk_is_explained_in_one_line(
-    spark: SparkSession, small_disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk_is_explained_in_one_line(spark: SparkSession, small_disk: Path) -> None:
     write_lake(small_disk / "in", [song()], [play_of(song())])
-    assert job(small_disk) == 1
-    assert "the disk is full; free some space" in caplog.records[-1].message
-    assert "\n" not in caplog.records[-1].message
+    outcome = job(small_disk / "in", small_disk / "out")
+    assert outcome.code == 1 and "the disk is full; free some space" in outcome.error
 
 
 # Files of others -----------------------------------------------------------------------------------------------------
@@ -503,32 +479,32 @@ def published(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> 
     """A lake after its first run."""
     root = tmp_path_factory.mktemp("published")
     write_lake(root / "in", [song()], [play_of(song())])
-    assert job(root) == 0
+    assert job(root / "in", root / "out").code == 0
     return root
 
 
-@pytest.mark.parametrize("option", [(), ("--full",)])
+@pytest.mark.parametrize("options", [(), ("--full",)])
 @pytest.mark.parametrize("name", THEIRS)
 def test_a_file_of_others_where_tables_go_stops_the_run_by_its_name_and_stays(
-    published: Path, caplog: pytest.LogCaptureFixture, name: str, option: tuple[str, ...]
+    published: Path, name: str, options: tuple[str, ...]
 ) -> None:
     theirs = write(published / "out" / name, b"theirs")
     try:
-        assert job(published, *option) == 2
-        assert f"out/{name}: lies among the tables, but no ledger lists it; move it" in caplog.records[-1].message
+        outcome = job(published / "in", published / "out", *options)
+        assert outcome.code == 2
+        assert f"out/{name}: lies among the tables, but no ledger lists it; move it" in outcome.error
         assert theirs.read_bytes() == b"theirs"
     finally:
         theirs.unlink()
 
 
-def test_hidden_files_and_files_outside_the_tables_stay_and_cause_no_rebuild(
-    published: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_hidden_files_and_files_outside_the_tables_stay_and_cause_no_rebuild(published: Path) -> None:
     for name in IGNORED:
         write(published / "out" / name, b"theirs")
     write(published / "in" / "log_data" / "night.json", play())
-    assert job(published) == 0 and "rebuilt" not in caplog.text
-    assert job(published, "--full") == 0
+    outcome = job(published / "in", published / "out")
+    assert outcome.code == 0 and not outcome.says("rebuilt")
+    assert job(published / "in", published / "out", "--full").code == 0
     assert [name for name in IGNORED if not (published / "out" / name).exists()] == []
 
 
@@ -552,7 +528,7 @@ PLACES = {
 
 def last_error(root: Path, code: int, preexec: Callable[[], None]) -> str:
     """The one line by which `python etl.py` in a process of less rights says why it stops."""
-    command = [sys.executable, str(ROOT / "etl.py"), "--input", "in", "--output", "out"]
+    command = [sys.executable, str(ROOT / "etl.py")]
     ran = subprocess.run(
         command,
         cwd=root,
@@ -572,7 +548,7 @@ def last_error(root: Path, code: int, preexec: Callable[[], None]) -> str:
 def test_a_missing_right_is_one_line_without_a_stack_trace(tmp_path: Path, name: str) -> None:
     write_lake(tmp_path / "in", [song()], [play_of(song())])
     (tmp_path / "out").mkdir()
-    (tmp_path / "dl.cfg").write_text((ROOT / "dl.cfg").read_text())
+    write_config(tmp_path / "dl.cfg", INPUT="in", OUTPUT="out")
     os.chmod(tmp_path / name, 0)
     expected, code = PLACES[name]
     assert expected in last_error(tmp_path, code, without_privileges)
@@ -588,7 +564,7 @@ def nameless() -> None:
 
 def test_a_user_id_without_a_name_is_explained(tmp_path: Path) -> None:
     write_lake(tmp_path / "in", [song()], [play_of(song())])
-    (tmp_path / "dl.cfg").write_text((ROOT / "dl.cfg").read_text())
+    write_config(tmp_path / "dl.cfg", INPUT="in", OUTPUT="out")
     try:
         subprocess.run(["true"], preexec_fn=nameless, check=True)
     except subprocess.SubprocessError:
