@@ -28,7 +28,7 @@ PIECE = 64 * 1024
 REFUSAL = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>by the fault proxy</Message></Error>'
 
 
-@dataclass
+@dataclass(eq=False)
 class Fault:
     """What goes wrong, and with which requests.
 
