@@ -631,9 +631,11 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
         provider = "TemporaryAWSCredentialsProvider" if keys[2] else "SimpleAWSCredentialsProvider"
         values["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
         values.update(zip(("access.key", "secret.key", "session.token"), keys))
-    if settings.endpoint:
-        values.update({"endpoint": settings.endpoint, "path.style.access": "true"})
-    if settings.region or settings.endpoint:
+    endpoint = s3_client(settings).meta.endpoint_url  # dl.cfg's, the environment's, the profile's or Amazon's
+    amazons = re.match(r"https://s3[.-].*amazonaws\.com(\.cn)?$", endpoint)
+    if not amazons:
+        values.update({"endpoint": endpoint, "path.style.access": "true"})
+    if settings.region or not amazons:
         values["endpoint.region"] = settings.region or "us-east-1"
     for key, value in values.items():
         spark._jsc.hadoopConfiguration().set(f"fs.s3a.{key}", value)
@@ -1581,7 +1583,7 @@ REMEDIES = {
     " [AWS CREDS], a profile or a role",
     "SlowDown|ServiceUnavailable|InternalError|[Cc]ode: 50\\d|\\(50\\d\\)|Throttl": "the store is overloaded or fails;"
     " run the job again later",
-    "UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
+    "SSL|UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
     "[Tt]imed? ?out|Connection (was )?reset": "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
     "EOFException|ZipException|incorrect header check|not a gzip|invalid (block|stored|distance|code)": "a .gz file is"
     " cut short, damaged or padded; deliver it again, or if gzip -t passes it, rewrite it: zcat FILE | gzip > NEW",
