@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Tells Athena of the lake's five tables: prints their DDL, or writes them into the Glue Data Catalog.
+"""Makes the lake's five tables known to Athena: prints their DDL, or registers them in the Glue Data Catalog.
 
     python catalog.py                prints the DDL; Athena's editor takes one statement at a time
-    python catalog.py --register     creates or updates the tables in Glue; done twice it changes nothing
+    python catalog.py --register     creates or updates the tables in Glue; a second time it changes nothing
 
-Names, types and partitions are those of etl.py, the place is [LAKE] OUTPUT, which has to be on S3. Athena works the
-partitions out by itself (partition projection), so a new month needs no call. Where a query gives no year it looks at
-all that there may be: write WHERE year = 2018 wherever you can.
+Names, types and partitions come from etl.py, the address from [LAKE] OUTPUT. Athena computes the partitions itself
+(partition projection), so a new month or day needs no call. A query that names no year makes Athena look for every
+partition that could exist: write WHERE year = 2018 wherever you can.
 
-Songs by year and artist (SONGS_PARTITION_BY) are the exception. Artists cannot be worked out, so the catalogue lists
-their directories, and every run of the job that may bring a new one asks for --register again.
+Songs partitioned by year and artist (SONGS_PARTITION_BY) are the exception. Athena cannot compute the artists, so the
+catalogue lists their directories: call --register after each run of the job that may bring a new artist.
 
-Exit codes: as etl.py's. 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+--register changes only tables that this program has made. It refuses any other table or view of the same name.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,98 +23,97 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 import etl
 from etl import JobError, Table, UsageError
 
+try:
+    from botocore.exceptions import BotoCoreError, ClientError
+except ImportError as error:
+    sys.exit(f"{error}: run `make setup` once, then `source .venv/bin/activate`, then try again")
+
 log = logging.getLogger("catalog")
 
-# What a partition may hold. A year outside is in the files, and Athena does not see it.
-PLAYED = (2000, 2099)  # the job takes no log line from before or after
-RELEASED = (0, 2099)  # 0: unknown
-MONTHS = (1, 12)
-RANGES = {
-    "songplays": {"year": PLAYED, "month": MONTHS},
-    "time": {"year": PLAYED, "month": MONTHS},
-    "songs": {"year": RELEASED},
-}
+# The partitions that Athena looks for. etl.py accepts no line with a year outside.
+PLAYED = {"year": (2000, 2099), "month": (1, 12), "day": (1, 31)}
+RANGES = {"songplays": PLAYED, "time": PLAYED, "songs": {"year": (0, 2099)}}  # year 0: unknown
 
+MARK = {"made_by": "sparkify catalog.py"}  # in each table that this program makes
+PLACEHOLDER = "s3://BUCKET/PREFIX"
 PARQUET = {
     "InputFormat": "org.apache.hadoop.hive.ql.io.parquet.MapredParquetInputFormat",
     "OutputFormat": "org.apache.hadoop.hive.ql.io.parquet.MapredParquetOutputFormat",
     "SerdeInfo": {"SerializationLibrary": "org.apache.hadoop.hive.ql.io.parquet.serde.ParquetHiveSerDe"},
 }
-CREATED_AT_ONCE, DELETED_AT_ONCE = 100, 25  # partitions, in one call to Glue
+CREATED_AT_ONCE, DELETED_AT_ONCE = 100, 25  # partitions in one call to Glue
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# The tables as Athena is to see them
+# The tables as Athena sees them
 # ------------------------------------------------------------------------------------------------------------------
-
-
-def schema(settings: etl.Settings) -> list[Table]:
-    """The five tables in the layout that the job writes."""
-    songs = etl.TABLES["songs"]._replace(partitions=etl.LAYOUTS[settings.songs_partition_by])
-    return list({**etl.TABLES, "songs": songs}.values())
 
 
 def lake(settings: etl.Settings) -> str:
-    """The address of OUTPUT as Athena takes it: s3a://lake/tables/ -> s3://lake/tables"""
+    """The address of OUTPUT as Athena writes it: s3a://lake/tables/ -> s3://lake/tables"""
     if not etl.on_s3(settings.output):
-        raise UsageError(
-            f"[LAKE] OUTPUT = {settings.output!r}: Athena reads S3 alone; set an s3://BUCKET/PREFIX, or give --output"
-        )
+        raise UsageError(f"[LAKE] OUTPUT = {settings.output!r}: Athena reads only S3; give --output s3://BUCKET/PREFIX")
     if settings.endpoint:
-        raise UsageError(f"[LAKE] ENDPOINT = {settings.endpoint!r}: Athena reads Amazon's S3 alone; leave it out")
+        raise UsageError(f"[LAKE] ENDPOINT = {settings.endpoint!r}: Athena reads only Amazon S3; leave ENDPOINT blank")
     return "s3://" + etl.s3_path(settings.output)
 
 
 def columns(table: Table) -> tuple[dict[str, str], dict[str, str]]:
-    """Name and type of the columns that are in the files, and of those that are in the directories' names."""
-    types = dict(column.split() for column in table.columns.split(","))
+    """name -> type of the columns in the files, and of the columns in the directories' names."""
+    types = etl.field_types(table.columns)
     stored = {name: kind for name, kind in types.items() if name not in table.partitions}
     return stored, {name: types[name] for name in table.partitions}
 
 
 def properties(table: Table) -> dict[str, str]:
     """How Athena finds the partitions. Not `injected`: then each query on songs would have to name its artists."""
+    ranges = RANGES.get(table.name, {})
+    found = {"classification": "parquet", **MARK}
     if not table.partitions:
-        return {}
-    ranges = RANGES[table.name]
-    if set(table.partitions) != set(ranges):
-        return {"projection.enabled": "false"}
-    told = {"projection.enabled": "true"}
+        return found
+    if not set(table.partitions) <= set(ranges):
+        return {**found, "projection.enabled": "false"}
     for column in table.partitions:
-        told[f"projection.{column}.type"] = "integer"
-        told[f"projection.{column}.range"] = "{},{}".format(*ranges[column])
-    return told
+        found[f"projection.{column}.type"] = "integer"
+        found[f"projection.{column}.range"] = "{},{}".format(*ranges[column])
+    return {**found, "projection.enabled": "true"}
 
 
-def listed(table: Table) -> bool:
+def is_listed(table: Table) -> bool:
     """Whether the catalogue has to list the table's partitions."""
     return properties(table).get("projection.enabled") == "false"
 
 
-def statements(tables: list[Table], database: str, place: str) -> list[str]:
-    """What has to be told to Athena, in this order."""
-    repairs = [f"MSCK REPAIR TABLE `{database}`.`{table.name}`" for table in tables if listed(table)]
-    return [f"CREATE DATABASE IF NOT EXISTS `{database}`", *(ddl(table, database, place) for table in tables), *repairs]
+def statements(tables: list[Table], database: str, address: str) -> list[str]:
+    """The DDL for Athena, in the order to run it."""
+    repairs = [f"MSCK REPAIR TABLE `{database}`.`{table.name}`" for table in tables if is_listed(table)]
+    creates = [ddl(table, database, address) for table in tables]
+    return [f"CREATE DATABASE IF NOT EXISTS `{database}`", *creates, *repairs]
 
 
-def ddl(table: Table, database: str, place: str) -> str:
-    """The statement that creates the table. All names are quoted: Hive has many words of its own."""
+def ddl(table: Table, database: str, address: str) -> str:
+    """The statement that creates the table. Without IF NOT EXISTS, which would pass over another table of this name."""
     stored, partitions = columns(table)
-    told = {"classification": "parquet", **properties(table)}
+    pairs = {quoted(name): quoted(value) for name, value in properties(table).items()}
     clauses = [
-        f"CREATE EXTERNAL TABLE IF NOT EXISTS `{database}`.`{table.name}` {block('`{}` {}', stored)}",
+        f"CREATE EXTERNAL TABLE `{database}`.`{table.name}` {block('`{}` {}', stored)}",
         f"PARTITIONED BY {block('`{}` {}', partitions)}" if partitions else "",
         "STORED AS PARQUET",
-        f"LOCATION '{place}/{table.name}/'",
-        "TBLPROPERTIES " + block("'{}' = '{}'", told),
+        f"LOCATION {quoted(f'{address}/{table.name}/')}",
+        "TBLPROPERTIES " + block("{} = {}", pairs),
     ]
     return "\n".join(filter(None, clauses))
+
+
+def quoted(text: str) -> str:
+    """A string literal of Hive: it's -> 'it\\'s'"""
+    return "'" + re.sub(r"(['\\])", r"\\\1", text) + "'"
 
 
 def block(form: str, pairs: dict[str, str]) -> str:
@@ -120,15 +121,15 @@ def block(form: str, pairs: dict[str, str]) -> str:
     return "(\n" + ",\n".join("  " + form.format(*pair) for pair in pairs.items()) + "\n)"
 
 
-def entry(table: Table, place: str) -> dict[str, Any]:
-    """The table as Glue keeps it."""
+def entry(table: Table, address: str) -> dict[str, Any]:
+    """The table as Glue's API writes it."""
     stored, partitions = columns(table)
     return {
         "Name": table.name,
         "TableType": "EXTERNAL_TABLE",
-        "Parameters": {"EXTERNAL": "TRUE", "classification": "parquet", **properties(table)},
+        "Parameters": {"EXTERNAL": "TRUE", **properties(table)},
         "PartitionKeys": glue_columns(partitions),
-        "StorageDescriptor": {"Columns": glue_columns(stored), "Location": f"{place}/{table.name}/", **PARQUET},
+        "StorageDescriptor": {"Columns": glue_columns(stored), "Location": f"{address}/{table.name}/", **PARQUET},
     }
 
 
@@ -136,13 +137,40 @@ def glue_columns(types: dict[str, str]) -> list[dict[str, str]]:
     return [{"Name": name, "Type": kind.lower()} for name, kind in types.items()]
 
 
-def says(found: Any, wanted: Any) -> bool:
-    """Whether what Glue keeps says all that is wanted; it adds much of its own."""
+def contains(found: Any, wanted: Any) -> bool:
+    """Whether a part of Glue's entry has all that is wanted. Glue and others add keys of their own."""
     if isinstance(wanted, dict):
-        return all(key in found and says(found[key], value) for key, value in wanted.items())
+        return isinstance(found, dict) and all(contains(found.get(key), value) for key, value in wanted.items())
     if isinstance(wanted, list):
-        return len(found) == len(wanted) and all(map(says, found, wanted))
+        return isinstance(found, list) and len(found) == len(wanted) and all(map(contains, found, wanted))
     return found == wanted
+
+
+def why_not(found: dict[str, Any], wanted: dict[str, Any], replace: bool) -> str:
+    """Why --register must not change the table or view that it found in Glue; "" if it may."""
+    name, storage = wanted["Name"], found.get("StorageDescriptor") or {}
+    marked = found.get("TableType") == wanted["TableType"] and contains(found.get("Parameters"), MARK)
+    if not marked and not from_version_1(found, wanted):
+        return "catalog.py did not make this; rename or drop it, or choose another --database"
+    address = storage.get("Location", "").removesuffix(f"/{name}/")
+    if f"{address}/{name}/" != wanted["StorageDescriptor"]["Location"] and not replace:
+        return f"it reads another lake, {address}; choose another --database, or add --replace to make it read this one"
+    return ""
+
+
+def from_version_1(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether it reads this lake and has nothing but what catalog.py wrote before it left a mark."""
+    storage = {"Location": wanted["StorageDescriptor"]["Location"], **PARQUET}
+    parameters = {"EXTERNAL": "TRUE", "classification": "parquet"}
+    same = {"TableType": wanted["TableType"], "Parameters": parameters, "StorageDescriptor": storage}
+    known = {column["Name"] for column in wanted["StorageDescriptor"]["Columns"] + wanted["PartitionKeys"]}
+    return (
+        contains(found, same)
+        and all(
+            re.fullmatch("EXTERNAL|classification|transient_.*|projection[.].*", key) for key in found["Parameters"]
+        )
+        and {column["Name"] for column in found["StorageDescriptor"].get("Columns", [])} <= known
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -150,83 +178,95 @@ def says(found: Any, wanted: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------------
 
 
-class Aws(NamedTuple):
-    """The services that are asked, as boto3 clients."""
+def register(settings: etl.Settings, tables: list[Table], database: str, replace: bool) -> None:
+    """Brings all tables in Glue up to date, or changes none; logs a line for each."""
+    glue, address = glue_client(settings), lake(settings)
+    wanted = {table.name: entry(table, address) for table in tables}
+    found = {name: table_in(glue, database, name) for name in wanted}
+    refuse(database, {name: why_not(found[name], wanted[name], replace) for name in wanted if found[name]})
+    try:
+        glue.get_database(Name=database)
+    except glue.exceptions.EntityNotFoundException:
+        glue.create_database(DatabaseInput={"Name": database})
+        log.info("%s created", database)
+    for table in tables:
+        log.info("%s.%s %s", database, table.name, written(glue, database, found[table.name], wanted[table.name]))
+        if is_listed(table):
+            known, there = listed_in(glue, database, table), directories(settings, table)
+            list_partitions(glue, database, wanted[table.name], known - there, there - known)
 
-    glue: Any
-    s3: Any
 
-
-def connect(settings: etl.Settings) -> Aws:
+def glue_client(settings: etl.Settings):
     session = etl.aws_session(settings)
     if not session.region_name:
         raise UsageError("no AWS region: set [LAKE] REGION in dl.cfg, or AWS_DEFAULT_REGION")
-    return Aws(session.client("glue"), etl.s3_client(settings))
+    return session.client("glue")
 
 
-def register(aws: Aws, tables: list[Table], database: str, place: str) -> None:
-    """Brings Glue to what is wanted, with a line for the database and for each table."""
+def table_in(glue: Any, database: str, name: str) -> dict[str, Any] | None:
     try:
-        aws.glue.get_database(Name=database)
-    except aws.glue.exceptions.EntityNotFoundException:
-        aws.glue.create_database(DatabaseInput={"Name": database})
-        log.info("%s created", database)
-    for table in tables:
-        log.info("%s.%s %s", database, table.name, registered(aws.glue, entry(table, place), database))
-        if listed(table):
-            changed = list_partitions(aws, table, database, place)
-            log.info("%s.%s: %d partitions added, %d removed", database, table.name, *changed)
-
-
-def registered(glue: Any, wanted: dict[str, Any], database: str) -> str:
-    """Creates or updates the table if need be, and says which."""
-    try:
-        found = glue.get_table(DatabaseName=database, Name=wanted["Name"])["Table"]
+        return glue.get_table(DatabaseName=database, Name=name)["Table"]
     except glue.exceptions.EntityNotFoundException:
+        return None
+
+
+def refuse(database: str, reasons: dict[str, str]) -> None:
+    """JobError with the names of the tables that have a reason."""
+    for reason in filter(None, reasons.values()):
+        names = ", ".join(f"{database}.{name}" for name in reasons if reasons[name] == reason)
+        raise JobError(f"{names}: {reason}; nothing was changed")
+
+
+def written(glue: Any, database: str, found: dict[str, Any] | None, wanted: dict[str, Any]) -> str:
+    """Creates or updates the table if necessary, and says which."""
+    if found is None:
         glue.create_table(DatabaseName=database, TableInput=wanted)
         return "created"
-    if says(found, wanted):
+    if contains(found, wanted):
         return "unchanged"
     glue.update_table(DatabaseName=database, TableInput=wanted)
     return "updated"
 
 
-def list_partitions(aws: Aws, table: Table, database: str, place: str) -> tuple[int, int]:
-    """Makes Glue's list of the table's partitions that of its directories; how many were added and how many removed."""
-    names = {"DatabaseName": database, "TableName": table.name}
-    storage = entry(table, place)["StorageDescriptor"]
-    pages = aws.glue.get_paginator("get_partitions").paginate(**names, ExcludeColumnSchema=True)
-    known = {(*one["Values"], one["StorageDescriptor"]["Location"]) for page in pages for one in page["Partitions"]}
-    found = set(directories(aws.s3, storage["Location"], table.partitions))
-    for some in batches(known - found, DELETED_AT_ONCE):
+def listed_in(glue: Any, database: str, table: Table) -> set[tuple[str, ...]]:
+    """The values and the address of each partition in Glue."""
+    pages = glue.get_paginator("get_partitions").paginate(
+        DatabaseName=database, TableName=table.name, ExcludeColumnSchema=True
+    )
+    return {(*one["Values"], one["StorageDescriptor"]["Location"]) for page in pages for one in page["Partitions"]}
+
+
+def directories(settings: etl.Settings, table: Table) -> set[tuple[str, ...]]:
+    """The values and the address of each partition in the lake: a directory that holds a file."""
+    address = lake(settings)
+    layout = re.compile(f"{table.name}/" + "".join(f"{name}=([^/]*)/" for name in table.partitions))
+    found = filter(None, map(layout.match, etl.Bucket(address, settings).files(table.name)))
+    return {(*map(unquote, each.groups()), f"{address}/{each[0]}") for each in found}
+
+
+def list_partitions(glue: Any, database: str, table: dict[str, Any], old: set[tuple], new: set[tuple]) -> None:
+    """Removes the old partitions from Glue's list and adds the new ones."""
+    names = {"DatabaseName": database, "TableName": table["Name"]}
+    for some in batches(old, DELETED_AT_ONCE):
         values = [{"Values": list(one[:-1])} for one in some]
-        check(aws.glue.batch_delete_partition(**names, PartitionsToDelete=values), database, table.name)
-    for some in batches(found - known, CREATED_AT_ONCE):
+        check(glue.batch_delete_partition(**names, PartitionsToDelete=values), database, table["Name"])
+    for some in batches(new, CREATED_AT_ONCE):
+        storage = table["StorageDescriptor"]
         inputs = [{"Values": list(one[:-1]), "StorageDescriptor": {**storage, "Location": one[-1]}} for one in some]
-        check(aws.glue.batch_create_partition(**names, PartitionInputList=inputs), database, table.name)
-    return len(found - known), len(known - found)
+        check(glue.batch_create_partition(**names, PartitionInputList=inputs), database, table["Name"])
+    log.info("%s.%s: %d partitions added, %d removed", database, table["Name"], len(new), len(old))
 
 
-def directories(s3: Any, location: str, partitions: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The partitions' values and the address of each directory below the location that has a file in it."""
-    bucket, _, prefix = location.removeprefix("s3://").partition("/")
-    layout = re.compile("".join(f"{name}=([^/]*)/" for name in partitions))
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", []):
-            if found := layout.match(item["Key"], len(prefix)):
-                yield *map(unquote, found.groups()), location + found[0]
-
-
-def batches(partitions: set[tuple[str, ...]], size: int) -> Iterator[list[tuple[str, ...]]]:
+def batches(partitions: set[tuple], size: int) -> Iterator[list[tuple]]:
     ordered = sorted(partitions)
     return (ordered[start : start + size] for start in range(0, len(ordered), size))
 
 
 def check(answer: dict[str, Any], database: str, name: str) -> None:
-    """JobError if Glue did not take one of the partitions."""
+    """JobError if Glue refused one of the partitions."""
     for failure in answer.get("Errors", []):
-        told = f"{'/'.join(failure['PartitionValues'])}: {failure['ErrorDetail']['ErrorMessage']}"
-        raise JobError(f"{database}.{name}: {told}; register again: it goes on from here")
+        place, why = "/".join(failure["PartitionValues"]), failure["ErrorDetail"]["ErrorMessage"]
+        raise JobError(f"{database}.{name}: {place}: {why}; register again, which continues from here")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -240,15 +280,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", default="dl.cfg", metavar="FILE", help="the configuration (default: dl.cfg)")
     parser.add_argument("--output", metavar="ADDRESS", help="the s3:// address of the five tables")
-    parser.add_argument(
-        "--database", default="sparkify", metavar="NAME", help="Athena's database for them (default: sparkify)"
-    )
+    parser.add_argument("--database", default="sparkify", metavar="NAME", help="Athena's database (default: sparkify)")
     parser.add_argument("--register", action="store_true", help="create or update the tables in Glue; print no DDL")
+    parser.add_argument(
+        "--replace", action="store_true", help="with --register: let tables of another lake read this one"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the DDL or registers the tables; the exit code tells how it went."""
+    """Prints the DDL or registers the tables, and returns the exit code."""
     options = arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("botocore").setLevel(logging.WARNING)
@@ -257,28 +298,27 @@ def main(argv: list[str] | None = None) -> int:
     except JobError as error:
         log.error("%s", error)
         return error.exit_code
+    except (BotoCoreError, ClientError) as error:
+        log.error("%s", etl.explained("Glue", str(error), str(error)))
+        return 1
     except KeyboardInterrupt:
-        log.error("interrupted; register again: it goes on from here")
+        log.error("interrupted; register again, which continues from here")
         return 130
     return 0
 
 
 def run(options: argparse.Namespace) -> None:
     if not re.fullmatch("[a-z0-9_]+", options.database):
-        raise UsageError(f"--database {options.database!r}: Athena's names are of a-z, 0-9 and _")
+        raise UsageError(f"--database {options.database!r}: use only a-z, 0-9 and _")
     settings = etl.read_settings(options.config, output=options.output)
-    tables, place = schema(settings), lake(settings)
-    if not options.register:
-        print(";\n\n".join(statements(tables, options.database, place)) + ";")
+    tables = list(etl.tables_for(settings).values())
+    if options.register:
+        register(settings, tables, options.database, options.replace)
         return
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        raise UsageError("catalog.py --register needs boto3: pip install boto3") from None
-    try:
-        register(connect(settings), tables, options.database, place)
-    except (BotoCoreError, ClientError) as error:
-        raise JobError(etl.explained("Glue", str(error), str(error))) from None
+    address = lake(settings) if etl.on_s3(settings.output) else PLACEHOLDER
+    print(";\n\n".join(statements(tables, options.database, address)) + ";", flush=True)
+    if address == PLACEHOLDER:
+        log.warning("OUTPUT = %r is a directory, and Athena reads only S3: replace %s above", settings.output, address)
 
 
 if __name__ == "__main__":

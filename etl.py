@@ -59,7 +59,6 @@ try:
     from pyspark.find_spark_home import _find_spark_home
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql import functions as F
-    from pyspark.sql.utils import is_remote
     from pyspark.version import __version__ as spark_version
 except ImportError as error:
     sys.exit(f"{error}: run `make setup` once and `source .venv/bin/activate`, then try again")
@@ -381,8 +380,9 @@ def checked(lines: DataFrame, ddl: str, rules: dict[str, str]) -> DataFrame:
     parsed = lines.select("file", "value", F.inline(F.array(parsed_line(ddl))))
     # pandas writes 7 as 7.0. Spark refuses that for a BIGINT, so such a line, and no other, is parsed once more.
     again = F.when(F.expr("closed AND corrupt IS NOT NULL"), parsed_line(re.sub(r"\b(BIGINT|INT)\b", "DOUBLE", ddl)))
-    parsed = parsed.select("*", F.expr("get(line, 0)").alias("a"), F.get(again["line"], F.lit(0)).alias("b"))
-    whole = "coalesce(a.{0}, if(b.{0} % 1 = 0, try_cast(b.{0} AS {1}), NULL)) AS {0}"
+    parsed = parsed.select("*", F.expr("get(line, 0)").alias("a"), again.alias("again"))
+    parsed = parsed.select("*", F.expr("get(again.line, 0)").alias("b"))
+    whole = "coalesce(a.{0}, if(b.{0} % 1 = 0 AND abs(b.{0}) < 9e15, try_cast(b.{0} AS {1}), NULL)) AS {0}"
     numbers = ("BIGINT", "INT")
     parsed = parsed.selectExpr(
         "*", *(whole.format(name, type) if type in numbers else f"a.{name}" for name, type in types.items())
@@ -391,6 +391,7 @@ def checked(lines: DataFrame, ddl: str, rules: dict[str, str]) -> DataFrame:
     reasons = {
         "broken JSON": "closed IS NULL OR size(line) != 1 OR a IS NULL",
         **{f"wrong type: {name}": wrong_type.format(name) for name, type in types.items() if type != "STRING"},
+        "a key twice": "again.corrupt IS NOT NULL",  # one value is right, and the other has a wrong type
         **rules,
     }
     broken = [F.when(F.expr(rule), F.lit(reason)) for reason, rule in reasons.items()]
@@ -546,15 +547,16 @@ SESSION = {
 PARALLEL_REQUESTS = 32
 # A store that fails one request in ten does no harm. One that stops answering ends the run after some minutes.
 PATIENCE = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 6}}
-S3A_PATIENCE = {"connection.establish.timeout": "5000", "connection.timeout": "20000"}  # in ms
-S3A_PATIENCE = {**S3A_PATIENCE, "attempts.maximum": "3", "retry.limit": "3"}
+S3A_PATIENCE = {"connection.establish.timeout": "15000", "connection.timeout": "15000"}  # ms; S3A takes no fewer
+S3A_PATIENCE = {**S3A_PATIENCE, "attempts.maximum": "1", "retry.limit": "1"}
 SMALL_INPUT = 128 * 2**20  # a local run on less ends before the second of Java's two compilers has paid for itself
 
 
 def spark_session(settings: Settings, size: int = 0) -> SparkSession:
     """The submitter's session as it is, or a local one of our own. `size`: bytes that the run works on."""
-    if is_remote():
-        raise UsageError("the job needs a Spark session of its own, not Spark Connect; unset SPARK_REMOTE")
+    for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "SPARK_API_MODE"):
+        if os.environ.get(name, "classic") not in ("", "classic"):
+            raise UsageError(f"the job needs a Spark session of its own, not Spark Connect; unset {name}")
     builder = SparkSession.builder.appName("sparkify-etl")
     if "PYSPARK_GATEWAY_PORT" not in os.environ and SparkSession.getActiveSession() is None:  # not spark-submit's
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # avoids two warnings about the machine's name
@@ -629,9 +631,11 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
         provider = "TemporaryAWSCredentialsProvider" if keys[2] else "SimpleAWSCredentialsProvider"
         values["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
         values.update(zip(("access.key", "secret.key", "session.token"), keys))
-    if settings.endpoint:
-        values.update({"endpoint": settings.endpoint, "path.style.access": "true"})
-    if settings.region or settings.endpoint:
+    endpoint = s3_client(settings).meta.endpoint_url  # dl.cfg's, the environment's, the profile's or Amazon's
+    amazons = re.match(r"https://s3[.-].*amazonaws\.com(\.cn)?$", endpoint)
+    if not amazons:
+        values.update({"endpoint": endpoint, "path.style.access": "true"})
+    if settings.region or not amazons:
         values["endpoint.region"] = settings.region or "us-east-1"
     for key, value in values.items():
         spark._jsc.hadoopConfiguration().set(f"fs.s3a.{key}", value)
@@ -694,7 +698,7 @@ def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, Fil
     addresses = {unquote(address)[len(source) + 1 :]: address for address in lines.inputFiles()}
     for name, file in sorted(names.items()):
         if file.size and name not in addresses:
-            why = "it vanished, or Java cannot read its name: run again, rename it, or start Java with LC_ALL=C.UTF-8"
+            why = "it is gone, a link to nowhere, or has a name for which Java needs LC_ALL=C.UTF-8 (or another name)"
             raise JobError(f"{source}/{name}: Spark does not find this file; {why}; nothing was published")
     wanted = {name: re.sub("^file:/+", "file:/", addresses[name]) for name in names if name in addresses}
     if not wanted:
@@ -924,9 +928,13 @@ def is_input(name: str) -> bool:
 
 def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
     """The JSON files below INPUT/<kind>. UsageError if there are none."""
-    visible = {name: file for name, file in source.files(kind).items() if not is_hidden(name)}
+    found = source.files(kind)
+    visible = {name: file for name, file in found.items() if not is_hidden(name)}
     files = {name: file for name, file in visible.items() if is_input(name)}
     others = visible.keys() - files.keys()
+    for name in found:
+        if name.endswith((".json", ".json.gz")) and os.path.normpath(name) != name:
+            raise JobError(f"{source.root}/{name}: Hadoop takes it for {os.path.normpath(name)}; rename or remove it")
     if others:
         text = "%s: %s files are ignored, because their names do not end in .json or .json.gz; the first is %s"
         log.warning(text, kind, f"{len(others):,}", min(others))
@@ -1066,7 +1074,8 @@ def settle(lake: Disk | Bucket, ledger: Ledger) -> str:
         if still_missing:
             return MISSING
     lake.delete([file for file in ledger.retire if file in before or file.startswith(VERSION_1)])
-    lake.delete([file for file in lake.files(STAGING) if file.split("/")[1] < f"{ledger.number:09}"])
+    old = {file: re.match(rf"{STAGING}/(\d{{9}})-", file) for file in lake.files(STAGING)}
+    lake.delete([file for file, found in old.items() if found and int(found[1]) < ledger.number])
     lake.write(f"{RUNS}/{ledger.run}.json", json.dumps(ledger.report))
     for number, (name, size) in ledgers(lake).items():
         if size > STUB and number <= ledger.number - 3:
@@ -1441,8 +1450,11 @@ def audited(
     read_back = {name: rows.select("*", "_metadata.file_path") for name, rows in staged.items() if name in tables}
     songs, logs = accounts.values()
     with work.timed("audit"):
+        small = [rows.persist() for name, rows in read_back.items() if name in ("songs", "artists", "users")]
         expected = {"songplays": (logs.keys, logs.ids), "songs": (songs.keys, songs.ids)}
         audits, by_file = audit(work.spark, {**tables, **read_back}, [*read_back], expected)
+        for rows in small:  # they were read once, and not once a check: songs has a file for each year
+            rows.unpersist()
     work.report["audits"] = audits
     if logs.ids < logs.keys:
         log.warning("songplays: %s ids are shared by two plays, by chance; see docs/decisions.md", logs.keys - logs.ids)
@@ -1501,6 +1513,7 @@ def sign(lake: Disk | Bucket, staging: str, report: dict) -> None:
     lake.write(name, text)
     if lake.create(name, text, f"{staging}/run.draft"):
         raise JobError(f"{lake.root}: the store ignores If-None-Match, so two runs could publish at once; use another")
+    lake.delete([f"{staging}/run.draft"])  # a run that may not delete could never finish
 
 
 @contextmanager
@@ -1570,23 +1583,24 @@ REMEDIES = {
     " [AWS CREDS], a profile or a role",
     "SlowDown|ServiceUnavailable|InternalError|[Cc]ode: 50\\d|\\(50\\d\\)|Throttl": "the store is overloaded or fails;"
     " run the job again later",
-    "UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
+    "SSL|UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
     "[Tt]imed? ?out|Connection (was )?reset": "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
     "EOFException|ZipException|incorrect header check|not a gzip|invalid (block|stored|distance|code)": "a .gz file is"
-    " cut short, damaged or padded; deliver it again, or rewrite it: zcat FILE | gzip > NEW",
+    " cut short, damaged or padded; deliver it again, or if gzip -t passes it, rewrite it: zcat FILE | gzip > NEW",
     "No space left|Disk quota": "the disk is full; free some space",
-    "invalid null input: name|LoginException": "the user id of this process has no name; add it to /etc/passwd",
     "(not permitted|not supported|not implemented).* -> ": "this disk has no hard links, which a commit needs; choose"
     " another OUTPUT",
     "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "the user of the job may"
     " not do this; chmod or chown the place",
     "Too many levels of symbolic links": "a link leads back to itself; remove it",
-    "(?i)parquet|corrupted file": "a file of the lake is damaged; rebuild all tables with --full",
+    "ParquetDecoding|not a Parquet file|FOOTER|footer|PARQUET_|parquet.format|ZstdIO": "a file of the lake is damaged;"
+    " rebuild all tables with --full",
     "FileNotFound|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run again",
     "Not a directory|File exists": "a file stands where a directory is needed; move it or correct the address",
     "Relative path in absolute URI": "Spark cannot read a file with a colon in its name from a disk; rename it",
-    "UnsupportedClassVersion|getSubject is not supported|JAVA_GATEWAY_EXITED|JAVA_HOME": "Spark did not start; it needs"
-    " Java 17 or 21: run `make setup` and `source .venv/bin/activate`, or set JAVA_HOME; for S3 also Maven Central",
+    "UnsupportedClassVersion|getSubject is not supported|JAVA_GATEWAY_EXITED|JAVA_HOME": "Spark did not start, and the"
+    " lines above say why; it needs Java 17 or 21 (`make setup`, or set JAVA_HOME), a name for"
+    " the user in /etc/passwd, and for S3 Maven Central",
     "OutOfMemory|Java heap space": "Spark has too little memory; use spark-submit --driver-memory --executor-memory",
     "Answer from Java side is empty|Connection refused": "Spark's Java process died, perhaps for lack of memory",
 }
@@ -1599,19 +1613,20 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         return explained(error.filename or "", str(error), error.strerror or str(error))
     cause = getattr(error, "java_exception", None) or getattr(error, "_origin", None)
-    chain = [str(error)]
+    chain = [] if cause else [str(error)]
     while cause is not None:
         chain.append(cause.toString())
         cause = cause.getCause()
-    said = " ".join(chain)
+    said = re.sub(r"\n\s*(at|\.\.\.) .*", "", " ".join(chain))  # without Java's stack
     place = re.search(r"while reading file (\S+?)\.?\s", said) or re.search(r"(s3a?://[^\s:,]+)", said)
     return explained(place[1] if place else "", said, chain[-1].splitlines()[0])
 
 
 def explained(place: str, said: str, cause: str) -> str:
     """The place, what to do about what was said if that is known, and the cause."""
+    said = re.sub(r"\S*/\S*", "", said)  # names of files may say anything
     remedy = next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, said)), "")
-    return ": ".join(filter(None, [place, remedy, cause]))
+    return " ".join(": ".join(filter(None, [place, remedy, cause])).splitlines())
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -3,16 +3,14 @@
 
     python benchmarks/usual_job.py INPUT OUTPUT
 
-It is no straw man: each habit below is common, and each is here because it costs time or makes rows that are wrong.
+Each habit below is common, and each costs time or makes wrong rows:
 
-- The schema is inferred, which reads everything once more.
-- The plays are cached whole.
+- The schema is inferred, which reads everything once more. The plays are cached whole.
 - Python makes the time of every play, so every row goes to a Python process and back.
-- dropDuplicates keeps any one row of a user, song or artist, and only users who played something.
-- A play with two songs that fit becomes two rows. A song's year is part of no order, and blanks are values.
-- songplay_id is another number on every run.
+- dropDuplicates takes any one row of a user, song or artist, and only users who played something.
+- A play of which two songs fit becomes two rows. A song's year is part of no order, and blanks are values.
+- songplay_id is another number on every run. mode("overwrite") empties a table before it is written.
 - Songs lie by year and artist: a file for nearly every song. Nothing sizes the files.
-- mode("overwrite") empties a table before it is written.
 """
 
 import sys

@@ -1,18 +1,36 @@
-"""One Spark session for all tests, and factories for raw rows: a test states only what it is about."""
+"""What all tests share.
+
+    song(), event(), play_of()    raw rows, whole and valid, of which a test changes what it is about
+    write_lines(), write_lake()   one input file, and an input of one file of each kind
+    job()                         runs the whole job in this process: its exit code and what it logged
+    write_config()                a dl.cfg with the settings that a test names; all others have their defaults
+    spark                         the job's own local session; there is one for each of pytest's workers
+    table                         the rows that one of the five tables has for some songs and events
+    server, small                 an S3 server on loopback, and a small input that lies there and on the disk
+
+lake.py reads what a run leaves, its tables and reports; oracle.py makes the same tables by other means. All tests run
+in the time zone of New York, on the JVM's side too: a time that is not taken as UTC gives a wrong row.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pytest
-from pyspark.sql import SparkSession
-from s3 import Server, moto_server
+os.environ["TZ"] = "America/New_York"
+time.tzset()
+
+import pytest  # noqa: E402
+from pyspark.sql import DataFrame, SparkSession  # noqa: E402
+from s3 import Server, moto_server  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,6 +39,10 @@ os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
 import etl  # noqa: E402
 
 Tables = Callable[..., list[tuple]]
+Row = dict | str | bytes
+
+
+# Raw rows ----------------------------------------------------------------------------------------------------------
 
 
 def song(**overrides: Any) -> dict:
@@ -78,47 +100,137 @@ def epoch_ms(at: str) -> int:
     return round(moment.timestamp() * 1000)
 
 
-def write_lake(root: Path, songs: Iterable[dict | str] = (), events: Iterable[dict | str] = ()) -> Path:
-    """A lake of one file of each kind; a row that is text is written as it is."""
-    for kind, rows in (("song_data", songs), ("log_data", events)):
-        directory = root / kind / "A"
-        directory.mkdir(parents=True, exist_ok=True)
-        text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
-        (directory / "rows.json").write_text(text, encoding="utf-8")
+def write_lines(path: Path, rows: Iterable[Row]) -> Path:
+    """A file of one row a line; a row that is text or bytes is written as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = (json.dumps(row) if isinstance(row, dict) else row for row in rows)
+    path.write_bytes(b"\n".join(text if isinstance(text, bytes) else text.encode() for text in texts))
+    return path
+
+
+def write_lake(root: Path, songs: Iterable[Row] = (), events: Iterable[Row] = ()) -> Path:
+    """An input of one file of each kind."""
+    write_lines(root / "song_data" / "A" / "rows.json", songs)
+    write_lines(root / "log_data" / "A" / "rows.json", events)
     return root
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_nightly", "test_s3_job", "test_job"))
+# The job -----------------------------------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """What a run did: its exit code, and its log lines, each with its level ("WARNING --full: all tables ...")."""
+
+    code: int
+    lines: list[str]
+
+    @property
+    def error(self) -> str:
+        """The one line that says what is wrong; it is indeed one line."""
+        (line,) = (line.removeprefix("ERROR ") for line in self.lines if line.startswith("ERROR "))
+        assert "\n" not in line
+        return line
+
+    def says(self, text: str) -> bool:
+        return any(text in line for line in self.lines)
+
+
+def write_config(path: Path, **settings: object) -> Path:
+    """A dl.cfg with these settings: write_config(path, INPUT=..., OUTPUT=..., MAX_SHRINK=0.3)."""
+    keys = {name: value for name, value in settings.items() if name.startswith("AWS_")}
+    sections = {"AWS CREDS": keys, "LAKE": {name: settings[name] for name in settings.keys() - keys.keys()}}
+    lines = [[f"[{name}]", *(f"{key} = {value}" for key, value in values.items())] for name, values in sections.items()]
+    path.write_text("\n".join(sum(lines, [])), encoding="utf-8")
+    path.chmod(0o600)
+    return path
+
+
+def job(source: Path | str, output: Path | str, *options: str, **settings: object) -> Outcome:
+    """Runs the job in this process, with options of its command line and settings of dl.cfg.
+
+    The session is this worker's, so a test that asks for no Spark (the fixture) must not get as far.
+    """
+    lines: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: lines.append(f"{record.levelname} {record.getMessage()}")
+    logging.root.addHandler(listener)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            config = write_config(Path(directory) / "dl.cfg", INPUT=source, OUTPUT=output, **settings)
+            return Outcome(etl.main(["--config", str(config), *options]), lines)
+    finally:
+        logging.root.removeHandler(listener)
+
+
+# Spark -------------------------------------------------------------------------------------------------------------
+
+
+def small_session(small: bool) -> dict[str, str]:
+    """The job's local session for many small runs: two cores, less memory, and room for all that Java compiles.
+
+    Without generated code, unless a test asks for it (the fixture `compiled`): to compile takes longer than to run.
+    """
+    options = "-XX:+UseParallelGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m"
+    changes = {"master": "local[2, 4]", "driver.memory": "1g", "driver.defaultJavaOptions": options}
+    return {**LOCAL_SESSION(small), **{f"spark.{name}": value for name, value in changes.items()}, **INTERPRETED}
+
+
+INTERPRETED = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+COMPILED = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
+LOCAL_SESSION = etl.local_session
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterable[SparkSession]:
-    """The job's own local session, with less memory: there is one for each of pytest's workers."""
-    local_session = etl.local_session
+    """The job's own local session."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(etl, "local_session", lambda small: {**local_session(small), "spark.driver.memory": "1g"})
-        session = etl.spark_session(etl.Settings(input="data", output="output"), small=True)
-    session.sparkContext.setLogLevel("ERROR")
+        patch.setattr(etl, "local_session", small_session)
+        session = etl.spark_session(etl.Settings(input="data", output="output"))
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="module")
+def compiled(spark: SparkSession) -> Iterator[SparkSession]:
+    """The session with generated code, as users have it."""
+    for key, value in COMPILED.items():
+        spark.conf.set(key, value)
+    yield spark
+    for key, value in INTERPRETED.items():
+        spark.conf.set(key, value)
 
 
 @pytest.fixture
 def table(spark: SparkSession, tmp_path: Path) -> Tables:
     """table(name, songs=[...], events=[...]): the rows of one of the five tables, sorted."""
 
-    def rows_of(name: str, songs: Iterable[dict | str] = (), events: Iterable[dict | str] = ()) -> list[tuple]:
+    def rows_of(name: str, songs: Iterable[Row] = (), events: Iterable[Row] = ()) -> list[tuple]:
         lake = write_lake(tmp_path, songs, events)
-        song_lines = etl.checked(etl.read_lines(spark, f"{lake}/song_data"), etl.SONG_FIELDS, etl.SONG_RULES)
-        log_lines = etl.checked(etl.read_lines(spark, f"{lake}/log_data"), etl.LOG_FIELDS, etl.LOG_RULES)
-        events = etl.clean_events(log_lines)
-        songs = etl.clean_songs(song_lines.where("problem IS NULL"))
-        tables = etl.star_schema(songs, etl.clean_plays(events), etl.user_versions(events))
-        return sorted_rows(map(in_utc, row) for row in tables[name].collect())
+        # As in the job, what was parsed is stored before it is used: one plan for all takes Spark many times as long.
+        song_lines = parsed(lake, "song_data", etl.SONG_LINES) if songs else []
+        log_lines = parsed(lake, "log_data", etl.EVENTS) if events else []
+        songs = etl.clean_songs(spark.createDataFrame(song_lines, etl.SONG_LINES.columns))
+        events = spark.createDataFrame(log_lines, etl.EVENTS.columns)
+        rows = etl.star_schema(songs, etl.clean_plays(events), etl.user_versions(events))[name]
+        return sorted_rows(map(in_utc, row) for row in rows.collect())
+
+    def parsed(lake: Path, kind: str, table: etl.Table) -> list[tuple]:
+        return rows_of_lines(spark, lake, kind).select(*table.names()).collect()
 
     return rows_of
+
+
+def rows_of_lines(spark: SparkSession, root: Path, kind: str) -> DataFrame:
+    """What the job makes of the lines of one kind below the root before it builds tables."""
+    lines = lines_of(spark, root, kind)
+    if kind == "song_data":
+        return etl.song_lines(etl.checked(lines, etl.SONG_FIELDS, etl.SONG_RULES))
+    return etl.log_events(etl.checked(lines, etl.LOG_FIELDS, etl.LOG_RULES))
+
+
+def lines_of(spark: SparkSession, root: Path, kind: str) -> DataFrame:
+    """The lines of one kind below the root, as the job reads them."""
+    return etl.read_lines(spark, f"file://{root}", kind, etl.json_files(etl.Disk(str(root)), kind))
 
 
 def in_utc(value: Any) -> Any:
@@ -129,6 +241,9 @@ def in_utc(value: Any) -> Any:
 def sorted_rows(rows: Iterable[tuple]) -> list[tuple]:
     """Plain tuples in an order that nulls do not break."""
     return sorted(map(tuple, rows), key=lambda row: [(value is not None, value) for value in row])
+
+
+# S3 ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +257,13 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small lake with one bad line, on disk and at s3://lake/small: MAX_BAD_RATIO = 1 is needed."""
+    """A small input with one bad line, on disk and at s3://lake/small: MAX_BAD_RATIO = 1 is needed."""
     root = write_lake(tmp_path_factory.mktemp("small"), [song()], [play_of(song()), event(itemInSession=1), "{"])
     for path in root.rglob("*.json"):
         server.client().upload_file(str(path), "lake", f"small/{path.relative_to(root)}")
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.path.stem not in ("test_nightly", "test_s3_job", "test_job"))

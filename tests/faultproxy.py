@@ -25,18 +25,18 @@ from typing import BinaryIO
 from urllib.parse import parse_qs, urlsplit
 
 PIECE = 64 * 1024
-REFUSALS = {
-    "501": (b"NotImplemented", b"A header you provided implies functionality that is not implemented"),
-    "503": (b"SlowDown", b"Please reduce your request rate."),
-}
+REFUSAL = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>by the fault proxy</Message></Error>'
 
 
-@dataclass
+@dataclass(eq=False)
 class Fault:
-    """What is to go wrong, and with which requests.
+    """What goes wrong, and with which requests.
 
-    kind is "501" (NotImplemented), "503" (SlowDown), "reset" (the connection breaks before the server hears of the
-    request) or "lost" (the server does what is asked, and its answer never arrives).
+    kind is one of
+        "503"              the answer is an error; "403 AccessDenied" also says with which of S3's codes
+        "reset"            the connection breaks before the server gets the request
+        "silence"          the server does not get the request, and the client waits for an answer in vain
+        "lost"             the server does what the request says, and its answer never arrives
     """
 
     kind: str
@@ -44,6 +44,8 @@ class Fault:
     first: int | None = None  # only the first so many that match; None: all
     operation: str = ".*"  # regular expressions, for the whole name and for a part of the path
     path: str = ""
+    header: str = ""  # a header that the request has, in lower case
+    lasting: bool = False  # all later requests fail in the same way
 
 
 @dataclass(frozen=True)
@@ -157,18 +159,21 @@ class Handler(socketserver.StreamRequestHandler):
         first, lines, headers = head_of(self.rfile)
         method, path, _ = first.decode("latin-1").split(" ", 2)
         name = operation(method, path, headers)
-        kind = self.server.fault_for(name, path)
+        kind = self.server.fault_for(name, path, headers)
         if self.server.latency:
             time.sleep(self.server.latency)
         if kind == "reset":
             self.server.record(Request(name, method, path, headers, 0, kind))
             return self.hang_up()
+        if kind == "silence":
+            self.server.record(Request(name, method, path, headers, 0, kind))
+            return self.wait_in_silence()
         if headers.get("expect", "").lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if kind in REFUSALS:
+        if kind[:3].isdigit():
             for _ in pieces(self.rfile, headers):
                 pass
-            self.server.record(Request(name, method, path, headers, int(kind), kind))
+            self.server.record(Request(name, method, path, headers, int(kind[:3]), kind))
             return self.refuse(method, kind)
         self.send_on(first, lines, headers)
         return self.answer(Request(name, method, path, headers, 0, kind))
@@ -221,13 +226,18 @@ class Handler(socketserver.StreamRequestHandler):
             self.upstream = None
         return sized and request.headers.get("connection", "").lower() != "close"
 
-    def refuse(self, method: str, status: str) -> bool:
-        code, message = REFUSALS[status]
-        body = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>%s</Message></Error>' % (code, message)
-        head = b"HTTP/1.1 %s %s\r\nContent-Type: application/xml\r\n" % (status.encode(), code)
-        head += b"Content-Length: %d\r\n\r\n" % len(body)
-        self.wfile.write(head + (b"" if method == "HEAD" else body))
+    def refuse(self, method: str, kind: str) -> bool:
+        status, _, code = kind.partition(" ")
+        body = REFUSAL.format(code or "SlowDown")
+        head = f"HTTP/1.1 {status} Refused\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.wfile.write((head + ("" if method == "HEAD" else body)).encode())
         return True
+
+    def wait_in_silence(self) -> bool:
+        """Until the client gives up."""
+        while self.connection.recv(PIECE):
+            pass
+        return False
 
     def hang_up(self) -> bool:
         """A reset, not an orderly end."""
@@ -253,6 +263,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
         self.faults = list(faults)
         self.latency = latency  # seconds before each request
         self.down = False  # True: every request is met with a reset
+        self.outage = ""  # the kind of fault that every request meets from now on
         self.requests: list[Request] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -262,18 +273,21 @@ class FaultProxy(socketserver.ThreadingTCPServer):
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def fault_for(self, name: str, path: str) -> str:
+    def fault_for(self, name: str, path: str, headers: dict[str, str]) -> str:
         """The kind of fault that meets this request, or ""."""
-        if self.down:
-            return "reset"
+        if self.down or self.outage:
+            return self.outage or "reset"
         with self._lock:
             for fault in self.faults:
                 if fault.first == 0 or not re.fullmatch(fault.operation, name) or not re.search(fault.path, path):
+                    continue
+                if fault.header and fault.header not in headers:
                     continue
                 if fault.fraction < 1 and self._random.random() >= fault.fraction:
                     continue
                 if fault.first is not None:
                     fault.first -= 1
+                self.outage = fault.kind if fault.lasting else ""
                 return fault.kind
         return ""
 
@@ -282,7 +296,7 @@ class FaultProxy(socketserver.ThreadingTCPServer):
             self.requests.append(request)
 
     def forget(self) -> None:
-        """Starts counting anew."""
+        """Starts to count from zero."""
         with self._lock:
             self.requests.clear()
 

@@ -6,6 +6,7 @@ It shares no code with the job it checks. Read it beside the README's rules: eac
 import gzip
 import json
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import duckdb
@@ -13,7 +14,7 @@ import xxhash
 
 COLUMNS = {
     "songplays": "songplay_id, start_time, user_id, level, song_id, artist_id, session_id, location, user_agent, "
-                 "year, month",
+    "song_title, artist_name, song_length, year, month",
     "users": "user_id, first_name, last_name, gender, level",
     "songs": "song_id, title, artist_id, duration, year",
     "artists": "artist_id, name, location, latitude, longitude",
@@ -28,16 +29,19 @@ COLUMNS = {
 def files(folder: Path) -> list:
     """The JSON files under the folder; nothing whose name, or whose folder's name, starts with _ or a dot."""
     return sorted(
-        path for path in folder.rglob("*")
-        if path.is_file() and path.name.endswith((".json", ".json.gz"))
-        and not any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts))
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.name.endswith((".json", ".json.gz"))
+        and not any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
+    )
 
 
 def lines(path: Path) -> list:
-    """The file's lines that are not blank, without line ends and byte order mark."""
+    """The file's lines that are not blank, without line ends and the byte order marks before them."""
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.name.endswith(".gz") else content).decode("utf-8", errors="replace")
-    found = re.split("\r\n|\n|\r", text.removeprefix("\ufeff"))
+    found = [line.lstrip("\ufeff") for line in re.split("\r\n|\n|\r", text)]
     return [line for line in found if line.strip(" \t\v\f")]
 
 
@@ -69,16 +73,19 @@ MACROS = """
 -- The kind of the value; absent is NULL too.
 create macro kind(line, key) as coalesce(json_type(line, key), 'NULL');
 create macro is_number(line, key) as kind(line, key) in ('NULL', 'BIGINT', 'UBIGINT', 'DOUBLE');
-create macro is_integer(line, key) as kind(line, key) = 'NULL'
-    or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as bigint) is not null);
-create macro is_small_integer(line, key) as kind(line, key) = 'NULL'
-    or (kind(line, key) in ('BIGINT', 'UBIGINT') and try_cast(line ->> key as int) is not null);
+create macro exact(number) as case when number % 1 = 0 and abs(number) < 2^53 then try_cast(number as bigint) end;
+-- A whole number may have a point or an exponent: 7.0, 1.5E12. That makes it a double, which is exact below 2^53.
+create macro whole(line, key) as case kind(line, key)
+    when 'BIGINT' then try_cast(line ->> key as bigint)
+    when 'UBIGINT' then try_cast(line ->> key as bigint)
+    when 'DOUBLE' then exact(try_cast(line ->> key as double)) end;
+create macro is_integer(line, key) as kind(line, key) = 'NULL' or whole(line, key) is not null;
+create macro is_small_integer(line, key) as kind(line, key) = 'NULL' or try_cast(whole(line, key) as int) is not null;
 create macro is_infinite(line, key) as coalesce(isinf(try_cast(line ->> key as double)), false);
 -- Whether the value is missing, and stands under a key that differs in upper and lower case alone.
 create macro is_misspelt(line, key) as line ->> key is null
     and len(list_filter(json_keys(line), lambda other: lower(other) = lower(key) and other <> key)) > 0;
--- An id that is "" or only spaces becomes null, and a value that is only white space.
-create macro without_blank(id) as case when trim(id, ' ') <> '' then id end;
+-- A text that is only white space becomes null.
 create macro known(value) as case when regexp_matches(value, '[^ \\t\\n\\x0b\\f\\r]') then value end;
 """
 
@@ -86,11 +93,14 @@ SONGS = """
 create view song_line as
 select *, case
     when not is_object then 'broken JSON'
-    when not is_small_integer(json, 'year') or not is_number(json, 'duration') or not is_number(json, 'artist_latitude')
-        or not is_number(json, 'artist_longitude') then 'wrong type'
+    when not is_number(json, 'duration') then 'wrong type: duration'
+    when not is_small_integer(json, 'year') then 'wrong type: year'
+    when not is_number(json, 'artist_latitude') then 'wrong type: artist_latitude'
+    when not is_number(json, 'artist_longitude') then 'wrong type: artist_longitude'
     when is_infinite(json, 'duration') or is_infinite(json, 'artist_latitude')
         or is_infinite(json, 'artist_longitude') then 'infinite number'
-    when without_blank(json ->> 'song_id') is null then 'no song id'
+    when known(json ->> 'song_id') is null then 'no song id'
+    when whole(json, 'year') not between 0 and 2099 then 'impossible year'
     when is_misspelt(json, 'title') or is_misspelt(json, 'duration') or is_misspelt(json, 'year')
         or is_misspelt(json, 'artist_id') or is_misspelt(json, 'artist_name') or is_misspelt(json, 'artist_location')
         or is_misspelt(json, 'artist_latitude') or is_misspelt(json, 'artist_longitude') then 'key in the wrong case'
@@ -99,8 +109,8 @@ from (select line, is_object, if(is_object, line, '{}')::json as json from song_
 
 create view song_version as
 select
-    json ->> 'song_id' as song_id, json ->> 'title' as title, without_blank(json ->> 'artist_id') as artist_id,
-    (json ->> 'duration')::double as duration, coalesce((json ->> 'year')::int, 0) as year,
+    json ->> 'song_id' as song_id, json ->> 'title' as title, known(json ->> 'artist_id') as artist_id,
+    (json ->> 'duration')::double as duration, coalesce(whole(json, 'year'), 0)::int as year,
     json ->> 'artist_name' as artist_name, json ->> 'artist_location' as artist_location,
     (json ->> 'artist_latitude')::double as artist_latitude, (json ->> 'artist_longitude')::double as artist_longitude
 from song_line where reason is null;
@@ -118,15 +128,17 @@ LOGS = """
 create view log_line as
 select *, case
     when not is_object then 'broken JSON'
-    when not is_integer(json, 'ts') or not is_integer(json, 'sessionId') or not is_integer(json, 'itemInSession')
-        or not is_number(json, 'length') then 'wrong type'
+    when not is_integer(json, 'ts') then 'wrong type: ts'
+    when not is_integer(json, 'sessionId') then 'wrong type: sessionId'
+    when not is_integer(json, 'itemInSession') then 'wrong type: itemInSession'
+    when not is_number(json, 'length') then 'wrong type: length'
     when is_infinite(json, 'length') then 'infinite number'
     when page is null then 'no page'
     when json ->> 'ts' is null then 'no time'
-    when (json ->> 'ts')::bigint < epoch_ms(timestamp '2000-01-01')
-        or (json ->> 'ts')::bigint >= epoch_ms(timestamp '2100-01-01') then 'impossible time'
+    when whole(json, 'ts') < epoch_ms(timestamp '2000-01-01') or whole(json, 'ts') >= epoch_ms(timestamp '2100-01-01')
+        then 'impossible time'
     when user_text is null then 'no user id'
-    when user_text <> '' and not regexp_full_match(user_text, '[0-9]{1,18}') then 'user id is no number'
+    when user_text <> '' and not regexp_full_match(user_text, '[0-9]{1,18}([.]0+)?') then 'user id is not a number'
     when page = 'NextSong' and user_text = '' then 'play without a user'
     when page = 'NextSong' and json ->> 'sessionId' is null then 'play without a session'
     when page = 'NextSong' and json ->> 'itemInSession' is null then 'play without an item'
@@ -142,8 +154,8 @@ from (
 
 create table event as
 select
-    (json ->> 'ts')::bigint as ts, try_cast(user_text as bigint) as user_id,
-    (json ->> 'sessionId')::bigint as session_id, (json ->> 'itemInSession')::bigint as item, page,
+    whole(json, 'ts') as ts, try_cast(split_part(user_text, '.', 1) as bigint) as user_id,
+    whole(json, 'sessionId') as session_id, whole(json, 'itemInSession') as item, page,
     json ->> 'level' as level, json ->> 'location' as location,
     json ->> 'userAgent' as user_agent, json ->> 'artist' as artist, json ->> 'song' as song,
     (json ->> 'length')::double as length, json ->> 'firstName' as first_name, json ->> 'lastName' as last_name,
@@ -161,15 +173,17 @@ qualify row_number() over (partition by ts, user_id, session_id, item order by
 TABLES = """
 create view songs as select song_id, title, artist_id, duration, year from song;
 
--- Each value of an artist is by itself the latest one known.
+-- The name is the latest one known. The place is one fact: all of it comes from the latest song that has any of it.
 create view artists as
-select
-    artist_id,
-    first(artist_name order by year desc, song_id desc) filter (known(artist_name) is not null) as name,
-    first(artist_location order by year desc, song_id desc) filter (known(artist_location) is not null) as location,
-    first(artist_latitude order by year desc, song_id desc) filter (artist_latitude is not null) as latitude,
-    first(artist_longitude order by year desc, song_id desc) filter (artist_longitude is not null) as longitude
-from song where artist_id is not null group by artist_id;
+select artist_id, name, place.location, place.latitude, place.longitude
+from (
+    select
+        artist_id,
+        first(artist_name order by year desc, song_id desc) filter (known(artist_name) is not null) as name,
+        first({'location': known(artist_location), 'latitude': artist_latitude, 'longitude': artist_longitude}
+            order by year desc, song_id desc) filter (coalesce(known(artist_location), artist_latitude::text,
+            artist_longitude::text) is not null) as place
+    from song where artist_id is not null group by artist_id);
 
 create table match as
 select
@@ -180,7 +194,8 @@ from song group by title, artist_name, seconds;
 create view songplays as
 select
     songplay_id, make_timestamp(ts * 1000) as start_time, user_id, level, match.song_id, match.artist_id, session_id,
-    location, user_agent, year(start_time)::int as year, month(start_time)::int as month
+    location, user_agent, play.song as song_title, play.artist as artist_name, play.length as song_length,
+    year(start_time)::int as year, month(start_time)::int as month, day(start_time)::int as day
 from play
 join songplay_key using (ts, user_id, session_id, item)  -- hashed in Python, one row a play
 left join match
@@ -217,9 +232,10 @@ def lake(input_dir: str) -> duckdb.DuckDBPyConnection:
     db = duckdb.connect(config={"threads": 2})
     for kind in ("song", "log"):
         text = [line for path in files(Path(input_dir) / f"{kind}_data") for line in lines(path)]
-        db.execute(f"create table {kind}_text as "
-                   "select unnest($1::varchar[]) as line, unnest($2::boolean[]) as is_object",
-                   [text, [is_object(line) for line in text]])
+        db.execute(
+            f"create table {kind}_text as select unnest($1::varchar[]) as line, unnest($2::boolean[]) as is_object",
+            [text, [is_object(line) for line in text]],
+        )
     for script in (MACROS, SONGS, LOGS):
         db.execute(script)
     add_songplay_ids(db)
@@ -241,33 +257,64 @@ def in_order(rows: list) -> list:
     return sorted(rows, key=lambda row: [(value is not None, value) for value in row])
 
 
-def five_tables(input_dir: str) -> "dict[str, list[tuple]]":
-    """Each table's rows in order, columns as in COLUMNS; times are naive datetimes in UTC."""
+def five_tables(input_dir: str, by_day: bool = False) -> "dict[str, list[tuple]]":
+    """Each table's rows in order, columns as in COLUMNS; times are naive datetimes in UTC. by_day adds a play's day."""
+    columns = {**COLUMNS, "songplays": COLUMNS["songplays"] + (", day" if by_day else "")}
     with lake(input_dir) as db:
-        return {table: in_order(db.execute(f'select {columns} from "{table}"').fetchall())
-                for table, columns in COLUMNS.items()}
+        return {
+            table: in_order(db.execute(f'select {names} from "{table}"').fetchall()) for table, names in columns.items()
+        }
 
 
 def rejected_lines(input_dir: str) -> "dict[tuple[str, str], int]":
     """How many lines are unusable, by kind ("song" or "log") and reason."""
     with lake(input_dir) as db:
-        return {(kind, reason): count for kind, reason, count in db.execute("""
+        return {
+            (kind, reason): count
+            for kind, reason, count in db.execute("""
             select 'song' as kind, reason, count(*) from song_line where reason is not null group by reason union all
             select 'log' as kind, reason, count(*) from log_line where reason is not null group by reason
-            order by kind, reason""").fetchall()}
+            order by kind, reason""").fetchall()
+        }
 
 
 def judged_lines(input_dir: str) -> "list[tuple[str, str, str | None]]":
     """Each line: its file, by the name below the input, its text, and why it is unusable, or None."""
     with lake(input_dir) as db:
-        reasons = {kind: dict(db.execute(f"select line, reason from {kind}_line").fetchall())
-                   for kind in ("song", "log")}
-    return [(path.relative_to(input_dir).as_posix(), line, reasons[kind][line])
-            for kind in ("song", "log") for path in files(Path(input_dir) / f"{kind}_data") for line in lines(path)]
+        reasons = {
+            kind: dict(db.execute(f"select line, reason from {kind}_line").fetchall()) for kind in ("song", "log")
+        }
+    return [
+        (path.relative_to(input_dir).as_posix(), line, reasons[kind][line])
+        for kind in ("song", "log")
+        for path in files(Path(input_dir) / f"{kind}_data")
+        for line in lines(path)
+    ]
+
+
+def fates(input_dir: str) -> "dict[str, Counter]":
+    """What must become of the lines, by file. Of lines that are one play or one song the first by file is accepted."""
+    found, seen = defaultdict(Counter), set()
+    for file, line, reason in sorted(judged_lines(input_dir), key=lambda judged: judged[0]):
+        key = None if reason else key_of(json.loads(line))
+        fate = "quarantined" if reason else "no_play" if not key else "duplicates" if key in seen else "accepted"
+        found[file][fate] += 1
+        seen.add(key)
+    return dict(found)
+
+
+def key_of(row: dict) -> "tuple | None":
+    """Lines that share it are one play, or one song; None for an event that is no play."""
+    if "song_id" in row:
+        return ("song", str(row["song_id"]))
+    user = int(str(row["userId"]).split(".")[0] or 0)
+    return (row["ts"], user, row["sessionId"], row["itemInSession"]) if row["page"] == "NextSong" else None
 
 
 def usable_lines(input_dir: str) -> "dict[str, int]":
     """How many lines are usable, by kind ("song" or "log")."""
     with lake(input_dir) as db:
-        return {kind: db.execute(f"select count(*) from {kind}_line where reason is null").fetchone()[0]
-                for kind in ("song", "log")}
+        return {
+            kind: db.execute(f"select count(*) from {kind}_line where reason is null").fetchone()[0]
+            for kind in ("song", "log")
+        }

@@ -54,6 +54,10 @@ class Server:
         """The same server, seen through a proxy."""
         return replace(self, endpoint=endpoint)
 
+    def with_keys(self, access_key: str, secret_key: str) -> Server:
+        """The same server, asked with other keys; moto takes any."""
+        return replace(self, access_key=access_key, secret_key=secret_key)
+
     def dl_cfg(self, path: Path, address: str, **lake: str) -> Path:
         """Writes a dl.cfg for this server at `path`; keywords are further keys of [LAKE]."""
         keys = {"INPUT": address, "OUTPUT": "output", "ENDPOINT": self.endpoint, "REGION": self.region, **lake}

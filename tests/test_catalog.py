@@ -1,20 +1,23 @@
 """catalog.py: its DDL against the files that the job writes, and its registration against moto's Glue.
 
-Athena itself cannot be had here. sqlglot reads the DDL by Athena's grammar, botocore checks every request by Amazon's
-own model.
+Athena and Glue are not real here. sqlglot reads the DDL by Athena's grammar, botocore checks each request by Amazon's
+own model, moto stands for Glue and S3.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import boto3
 import pyarrow.parquet
 import pytest
 import sqlglot
@@ -28,6 +31,10 @@ import etl
 
 REGION, BUCKET = "us-west-2", "lake"
 BY_ARTIST = "year, artist_id"
+LAYOUTS = {
+    "by year and month": {"SONGS_PARTITION_BY": "year", "PLAYS_PARTITION_BY": "year, month"},
+    "by artist and day": {"SONGS_PARTITION_BY": BY_ARTIST, "PLAYS_PARTITION_BY": "year, month, day"},
+}
 ATHENA = {
     "int64": "BIGINT",
     "int32": "INT",
@@ -62,16 +69,17 @@ def config(tmp_path: Path) -> Callable[..., str]:
 # The DDL -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=etl.LAYOUTS)
-def layout(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request: pytest.FixtureRequest) -> dict[str, str]:
+    return LAYOUTS[request.param]
 
 
 @pytest.fixture(scope="module")
-def output(spark: SparkSession, layout: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(spark: SparkSession, layout: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the job makes of the sample."""
     output = tmp_path_factory.mktemp("lake") / "output"
-    etl.run(etl.Settings(input=str(ROOT / "data"), output=str(output), songs_partition_by=layout))
+    by = {key.lower(): tuple(value.split(", ")) for key, value in layout.items()}
+    etl.run(etl.Settings(input=str(ROOT / "data"), output=str(output), **by))
     return output
 
 
@@ -96,9 +104,9 @@ def properties(table: exp.Create) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", etl.TABLES)
 def test_names_types_and_partitions_are_those_of_the_files_that_the_job_wrote(
-    output: Path, layout: str, config: Callable, capsys: pytest.CaptureFixture, name: str
+    output: Path, layout: dict[str, str], config: Callable, capsys: pytest.CaptureFixture, name: str
 ) -> None:
-    table = created(printed(config(SONGS_PARTITION_BY=layout), capsys))[name]
+    table = created(printed(config(**layout), capsys))[name]
     by = table.find(exp.PartitionedByProperty)
     files = list((output / name).rglob("*.parquet"))
     assert files
@@ -111,27 +119,79 @@ def test_names_types_and_partitions_are_those_of_the_files_that_the_job_wrote(
 
 @pytest.mark.parametrize("name", etl.TABLES)
 def test_every_partition_that_the_job_wrote_is_one_that_athena_looks_for(
-    output: Path, layout: str, config: Callable, capsys: pytest.CaptureFixture, name: str
+    output: Path, layout: dict[str, str], config: Callable, capsys: pytest.CaptureFixture, name: str
 ) -> None:
-    told = properties(created(printed(config(SONGS_PARTITION_BY=layout), capsys))[name])
-    if told.get("projection.enabled") != "true":
+    found = properties(created(printed(config(**layout), capsys))[name])
+    if found.get("projection.enabled") != "true":
         return  # the directories are listed, see below
     for file in (output / name).rglob("*.parquet"):
         for directory in file.relative_to(output / name).parts[:-1]:
             column, value = directory.split("=")
-            first, last = map(int, told[f"projection.{column}.range"].split(","))
-            assert told[f"projection.{column}.type"] == "integer"
+            first, last = map(int, found[f"projection.{column}.range"].split(","))
+            assert found[f"projection.{column}.type"] == "integer"
             assert value in map(str, range(first, last + 1))  # as text: month=1 is found, month=01 would not be
 
 
-def test_athena_looks_for_each_year_of_which_the_job_takes_log_lines() -> None:
-    taken = re.findall("[0-9]{10,}", etl.LOG_RULES["impossible time"])
-    years = tuple(datetime.fromtimestamp(int(ms) / 1000, timezone.utc).year for ms in taken)
-    assert years == catalog.RANGES["songplays"]["year"] == catalog.RANGES["time"]["year"]
+def years_in(rule: str) -> tuple[int, ...]:
+    """The years that a rule of etl.py names, as numbers or as milliseconds."""
+    numbers = [int(number) for number in re.findall("[0-9]+", rule)]
+    return tuple(n if n < 10**4 else datetime.fromtimestamp(n / 1000, timezone.utc).year for n in numbers)
 
 
-def test_athena_looks_for_songs_of_an_unknown_year() -> None:
-    assert catalog.RANGES["songs"]["year"][0] == 0
+def test_athena_looks_for_each_year_that_the_job_accepts() -> None:
+    for name, rule in {
+        "songplays": etl.LOG_RULES["impossible time"],
+        "time": etl.LOG_RULES["impossible time"],
+        "songs": etl.SONG_RULES["impossible year"],
+    }.items():
+        assert catalog.RANGES[name]["year"] == years_in(rule)
+
+
+def test_athena_looks_for_each_day_and_month() -> None:
+    found = properties_of(
+        etl.tables_for(etl.Settings(input="", output="", plays_partition_by=("year", "month", "day")))
+    )
+    for name in ("songplays", "time"):
+        assert found[name]["projection.month.range"] == "1,12"
+        assert found[name]["projection.day.range"] == "1,31"
+
+
+def properties_of(tables: dict[str, etl.Table]) -> dict[str, dict[str, str]]:
+    return {name: catalog.properties(table) for name, table in tables.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["it's", "it''s", "'", 'a "b"', "a b", "a,b", "it\u2019s", "a%27b", "&lt", "`a`", "a--b"]
+)
+def test_any_name_that_the_job_accepts_is_an_address_that_athena_reads(
+    name: str, config: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    tables = created(printed(config(), capsys, "--output", f"s3://{BUCKET}/{name}/lake"))
+    places = {name: table.find(exp.LocationProperty).this.name for name, table in tables.items()}
+    assert places == {table: f"s3://{BUCKET}/{name}/lake/{table}/" for table in etl.TABLES}
+
+
+@pytest.mark.parametrize("text", ["it's", "\\", "\\'", "'\\'", "a\\nb"])
+def test_a_quoted_text_is_one_literal_of_athenas_grammar(text: str) -> None:
+    [table] = sqlglot.parse(f"CREATE EXTERNAL TABLE a (b INT) LOCATION {catalog.quoted(text)}", dialect="athena")
+    assert table.find(exp.LocationProperty).this.name == text
+
+
+def test_the_statement_for_a_table_fails_where_another_table_has_its_name(
+    config: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    assert not any(table.args["exists"] for table in created(printed(config(), capsys)).values())
+
+
+def test_a_lake_on_a_disk_gets_ddl_with_a_placeholder_and_a_warning(
+    capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = created(printed(str(ROOT / "dl.cfg"), capsys))
+    assert {name: table.find(exp.LocationProperty).this.name for name, table in tables.items()} == {
+        name: f"s3://BUCKET/PREFIX/{name}/" for name in etl.TABLES
+    }
+    [line] = caplog.messages
+    assert "OUTPUT = 'output'" in line and "replace s3://BUCKET/PREFIX" in line
 
 
 def test_a_location_is_on_s3_however_the_output_is_written(config: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -154,18 +214,28 @@ def test_the_statements_create_the_database_first_and_list_the_songs_by_artist_l
 # Registration ------------------------------------------------------------------------------------------------------
 
 
+SESSION = boto3.Session(region_name=REGION)  # one for all: to load its models takes time
+
+
+class Aws(NamedTuple):
+    glue: Any
+    s3: Any
+
+
 @pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[catalog.Aws]:
-    """moto's Glue and S3; `asked` holds the names of the calls that catalog.py makes."""
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
+    """moto's Glue and S3."""
     with mock_aws():
-        clients = catalog.connect(etl.Settings(input="", output="", region=REGION))
+        clients = Aws(SESSION.client("glue"), SESSION.client("s3"))
         clients.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
-        monkeypatch.setattr(catalog, "connect", lambda settings: clients)
+        monkeypatch.setattr(catalog, "glue_client", lambda settings: clients.glue)
+        monkeypatch.setattr(etl, "s3_client", lambda settings: clients.s3)
         yield clients
 
 
 @pytest.fixture
-def asked(aws: catalog.Aws) -> list[str]:
+def asked(aws: Aws) -> list[str]:
+    """The names of the calls that catalog.py and the test make."""
     calls = []
     for client in aws:
         client.meta.events.register(
@@ -179,16 +249,16 @@ def register(config: str, *options: str) -> int:
     return catalog.main(["--config", config, "--register", *options])
 
 
-def in_glue(aws: catalog.Aws, database: str = "sparkify") -> dict[str, dict]:
+def in_glue(aws: Aws, database: str = "sparkify") -> dict[str, dict]:
     return {table["Name"]: table for table in aws.glue.get_tables(DatabaseName=database)["TableList"]}
 
 
-def put_songs(aws: catalog.Aws, *directories: str) -> None:
+def put_songs(aws: Aws, *directories: str) -> None:
     for directory in directories:
         aws.s3.put_object(Bucket=BUCKET, Key=f"tables/songs/{directory}/part-0.parquet", Body=b"")
 
 
-def partitions(aws: catalog.Aws) -> dict[tuple, str]:
+def partitions(aws: Aws) -> dict[tuple, str]:
     found = aws.glue.get_partitions(DatabaseName="sparkify", TableName="songs")["Partitions"]
     return {tuple(each["Values"]): each["StorageDescriptor"]["Location"] for each in found}
 
@@ -198,9 +268,7 @@ def changes(asked: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", etl.TABLES)
-def test_glue_holds_what_the_ddl_says(
-    aws: catalog.Aws, config: Callable, capsys: pytest.CaptureFixture, name: str
-) -> None:
+def test_glue_holds_what_the_ddl_says(aws: Aws, config: Callable, capsys: pytest.CaptureFixture, name: str) -> None:
     table = created(printed(config(), capsys))[name]
     assert register(config()) == 0
     found, by = in_glue(aws)[name], table.find(exp.PartitionedByProperty)
@@ -217,11 +285,11 @@ def glue_types(columns: list[dict[str, str]]) -> dict[str, str]:
     return {each["Name"]: each["Type"].upper() for each in columns}
 
 
-@pytest.mark.parametrize("layout", etl.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_second_registration_changes_nothing_and_says_so(
-    aws: catalog.Aws, asked: list[str], config: Callable, caplog: pytest.LogCaptureFixture, layout: str
+    aws: Aws, asked: list[str], config: Callable, caplog: pytest.LogCaptureFixture, layout: dict
 ) -> None:
-    path = config(SONGS_PARTITION_BY=layout)
+    path = config(**layout)
     put_songs(aws, "year=0/artist_id=AR1")
     assert register(path) == 0
     assert f"sparkify.{list(etl.TABLES)[0]} created" in caplog.messages
@@ -234,7 +302,7 @@ def test_a_second_registration_changes_nothing_and_says_so(
     ]
 
 
-def test_what_glue_and_others_add_to_a_table_is_no_change(aws: catalog.Aws, asked: list[str], config: Callable) -> None:
+def test_what_glue_and_others_add_to_a_table_is_no_change(aws: Aws, asked: list[str], config: Callable) -> None:
     assert register(config()) == 0
     users = in_glue(aws)["users"]
     users["Parameters"]["transient_lastDdlTime"] = "1542499200"
@@ -246,25 +314,24 @@ def test_what_glue_and_others_add_to_a_table_is_no_change(aws: catalog.Aws, aske
 
 
 def table_input(table: dict[str, Any]) -> dict[str, Any]:
-    """The part of a table that catalog.py says."""
-    told = ("Name", "TableType", "StorageDescriptor", "Parameters", "PartitionKeys")
-    return copy.deepcopy({key: table[key] for key in told})
+    """The parts of a table that catalog.py writes."""
+    parts = ("Name", "TableType", "StorageDescriptor", "Parameters", "PartitionKeys")
+    return copy.deepcopy({key: table[key] for key in parts})
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda table: table["StorageDescriptor"].update(Location="s3://elsewhere/time/"),
         lambda table: table["StorageDescriptor"]["Columns"].pop(),
         lambda table: table["StorageDescriptor"]["Columns"][1].update(Type="string"),
         lambda table: table["PartitionKeys"].reverse(),
         lambda table: table["Parameters"].update({"projection.year.range": "2018,2018"}),
         lambda table: table["Parameters"].pop("projection.enabled"),
     ],
-    ids=["place", "column", "type", "partitions", "range", "projection"],
+    ids=["column", "type", "partitions", "range", "projection"],
 )
 def test_a_table_that_differs_is_updated_and_the_others_are_left_alone(
-    aws: catalog.Aws, config: Callable, caplog: pytest.LogCaptureFixture, change: Callable
+    aws: Aws, config: Callable, caplog: pytest.LogCaptureFixture, change: Callable
 ) -> None:
     assert register(config()) == 0
     before = table_input(in_glue(aws)["time"])
@@ -278,7 +345,7 @@ def test_a_table_that_differs_is_updated_and_the_others_are_left_alone(
 
 
 def test_songs_by_artist_have_each_directory_listed_also_the_unknown_and_the_escaped(
-    aws: catalog.Aws, config: Callable
+    aws: Aws, config: Callable
 ) -> None:
     put_songs(aws, "year=0/artist_id=__HIVE_DEFAULT_PARTITION__", "year=1999/artist_id=A%3A1", "_temporary/0")
     assert register(config(SONGS_PARTITION_BY=BY_ARTIST)) == 0
@@ -289,7 +356,7 @@ def test_songs_by_artist_have_each_directory_listed_also_the_unknown_and_the_esc
 
 
 def test_registering_again_lists_new_artists_and_takes_vanished_ones_away(
-    aws: catalog.Aws, asked: list[str], config: Callable, caplog: pytest.LogCaptureFixture
+    aws: Aws, asked: list[str], config: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = config(SONGS_PARTITION_BY=BY_ARTIST)
     put_songs(aws, *(f"year=2000/artist_id=AR{n}" for n in range(250)))
@@ -305,16 +372,159 @@ def test_registering_again_lists_new_artists_and_takes_vanished_ones_away(
     assert set(partitions(aws)) == {("2001", "AR0"), *(("2000", f"AR{n}") for n in range(30, 250))}
 
 
-def test_a_lake_that_has_moved_takes_its_partitions_along(aws: catalog.Aws, config: Callable) -> None:
+def test_a_lake_that_has_moved_takes_its_partitions_along(aws: Aws, config: Callable) -> None:
     put_songs(aws, "year=2000/artist_id=AR1")
     assert register(config(SONGS_PARTITION_BY=BY_ARTIST)) == 0
     aws.s3.put_object(Bucket=BUCKET, Key="new/songs/year=2000/artist_id=AR1/part-0.parquet", Body=b"")
-    assert register(config(SONGS_PARTITION_BY=BY_ARTIST), "--output", "s3://lake/new") == 0
+    assert register(config(SONGS_PARTITION_BY=BY_ARTIST), "--output", "s3://lake/new", "--replace") == 0
     assert partitions(aws) == {("2000", "AR1"): "s3://lake/new/songs/year=2000/artist_id=AR1/"}
 
 
-def test_a_partition_that_glue_does_not_take_is_told(
-    aws: catalog.Aws, config: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def put_table(aws: Aws, name: str = "users", **parts: Any) -> dict[str, Any]:
+    """A table in Glue that catalog.py did not make, unless the parts say so."""
+    storage = {"Columns": [{"Name": "user_id", "Type": "bigint"}], "Location": f"s3://{BUCKET}/tables/{name}/"}
+    table = {
+        "Name": name,
+        "TableType": "EXTERNAL_TABLE",
+        "Parameters": {"EXTERNAL": "TRUE", "classification": "parquet"},
+        "StorageDescriptor": {**storage, **catalog.PARQUET},
+        "PartitionKeys": [],
+        **parts,
+    }
+    with contextlib.suppress(aws.glue.exceptions.AlreadyExistsException):
+        aws.glue.create_database(DatabaseInput={"Name": "sparkify"})
+    aws.glue.create_table(DatabaseName="sparkify", TableInput=table)
+    return in_glue(aws)[name]
+
+
+OTHERS = {
+    "a table of another place": {
+        "StorageDescriptor": {"Columns": [], "Location": "s3://their-bucket/users/", **catalog.PARQUET}
+    },
+    "a table of CSV": {"StorageDescriptor": {"Columns": [], "Location": f"s3://{BUCKET}/tables/users/"}},
+    "a table with other columns": {
+        "StorageDescriptor": {
+            "Columns": [{"Name": "email", "Type": "string"}],
+            "Location": f"s3://{BUCKET}/tables/users/",
+            **catalog.PARQUET,
+        }
+    },
+    "a view": {
+        "TableType": "VIRTUAL_VIEW",
+        "Parameters": {"presto_view": "true"},
+        "StorageDescriptor": {"Columns": [], "Location": ""},
+        "ViewOriginalText": "/* Presto View: e30= */",
+    },
+    "a crawler's table": {
+        "Parameters": {
+            "EXTERNAL": "TRUE",
+            "classification": "parquet",
+            "UPDATED_BY_CRAWLER": "nightly",
+            "CrawlerSchemaSerializerVersion": "1.0",
+        }
+    },
+    "an Iceberg table": {"Parameters": {"table_type": "ICEBERG", "metadata_location": "s3://lake/x.json"}},
+    "a managed table": {"TableType": "MANAGED_TABLE"},
+    "a view with our mark": {"TableType": "VIRTUAL_VIEW", "Parameters": catalog.MARK},
+}
+
+
+@pytest.mark.parametrize("replace", [(), ("--replace",)], ids=["", "replace"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_what_catalog_py_has_not_made_is_named_and_nothing_is_changed(
+    aws: Aws, asked: list[str], config: Callable, caplog: pytest.LogCaptureFixture, other: dict, replace: tuple
+) -> None:
+    put_table(aws, **other)
+    before = in_glue(aws)
+    asked.clear()
+    assert register(config(), *replace) == 1
+    [line] = caplog.messages
+    assert line.startswith("sparkify.users: catalog.py did not make this") and "--database" in line
+    assert changes(asked) == []
+    assert in_glue(aws) == before
+
+
+def test_an_entry_that_has_only_a_name_is_not_ours(aws: Aws, config: Callable) -> None:
+    aws.glue.create_database(DatabaseInput={"Name": "sparkify"})
+    aws.glue.create_table(DatabaseName="sparkify", TableInput={"Name": "time"})
+    assert register(config()) == 1
+    assert list(in_glue(aws)) == ["time"]
+
+
+def test_all_the_tables_that_are_not_ours_are_named_at_once(
+    aws: Aws, config: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("users", "time"):
+        put_table(aws, name, TableType="VIRTUAL_VIEW")
+    assert register(config()) == 1
+    assert caplog.messages[-1].startswith("sparkify.users, sparkify.time: ")
+
+
+def test_tables_that_others_have_beside_ours_do_not_matter(aws: Aws, config: Callable) -> None:
+    put_table(aws, "listeners")
+    assert register(config()) == 0
+    assert set(in_glue(aws)) == {"listeners", *etl.TABLES}
+
+
+def test_a_second_lake_in_the_same_database_needs_a_word_from_the_user(
+    aws: Aws, asked: list[str], config: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert register(config()) == 0
+    caplog.clear()
+    asked.clear()
+    assert register(config(), "--output", "s3://lake/test") == 1
+    [line] = caplog.messages
+    assert line.startswith(", ".join(f"sparkify.{name}" for name in etl.TABLES))
+    assert "s3://lake/tables" in line and "--replace" in line and changes(asked) == []
+    assert register(config(), "--output", "s3://lake/test", "--replace") == 0
+    places = {name: table["StorageDescriptor"]["Location"] for name, table in in_glue(aws).items()}
+    assert places == {name: f"s3://lake/test/{name}/" for name in etl.TABLES}
+
+
+def test_a_second_lake_in_a_database_of_its_own_needs_no_word(aws: Aws, config: Callable) -> None:
+    assert register(config()) == 0
+    assert register(config(), "--output", "s3://lake/test", "--database", "trial") == 0
+    assert in_glue(aws)["time"]["StorageDescriptor"]["Location"] == "s3://lake/tables/time/"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_tables_from_before_the_mark_are_updated_to_the_columns_of_today(
+    aws: Aws, config: Callable, layout: dict[str, str]
+) -> None:
+    assert register(config(**layout)) == 0
+    after = {name: table_input(table) for name, table in in_glue(aws).items()}
+    for table in copy.deepcopy(list(after.values())):
+        table["Parameters"].pop(*catalog.MARK)
+        columns = table["StorageDescriptor"]["Columns"]
+        columns[:] = [each for each in columns if each["Name"] not in ("song_title", "artist_name", "song_length")]
+        aws.glue.update_table(DatabaseName="sparkify", TableInput=table)
+    assert register(config(**layout)) == 0
+    assert {name: table_input(table) for name, table in in_glue(aws).items()} == after
+
+
+def test_tables_made_from_the_printed_ddl_are_ours(aws: Aws, config: Callable, capsys: pytest.CaptureFixture) -> None:
+    for name, table in created(printed(config(), capsys)).items():
+        by = table.find(exp.PartitionedByProperty)
+        put_table(
+            aws,
+            name,
+            Parameters={"EXTERNAL": "TRUE", "transient_lastDdlTime": "1542499200", **properties(table)},
+            StorageDescriptor={
+                "Columns": glue_form(types(table.this)),
+                "Location": table.find(exp.LocationProperty).this.name,
+                **catalog.PARQUET,
+            },
+            PartitionKeys=glue_form(types(by.this if by else None)),
+        )
+    assert register(config()) == 0
+
+
+def glue_form(types: dict[str, str]) -> list[dict[str, str]]:
+    return [{"Name": name, "Type": kind.lower()} for name, kind in types.items()]
+
+
+def test_a_partition_that_glue_refuses_is_named(
+    aws: Aws, config: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = {"PartitionValues": ["2000", "AR1"], "ErrorDetail": {"ErrorMessage": "too many partitions"}}
     monkeypatch.setattr(aws.glue, "batch_create_partition", lambda **_: {"Errors": [failure]})
@@ -324,7 +534,7 @@ def test_a_partition_that_glue_does_not_take_is_told(
 
 
 def test_the_catalogue_policy_allows_what_registering_asks_for_and_no_more(
-    aws: catalog.Aws, asked: list[str], config: Callable
+    aws: Aws, asked: list[str], config: Callable
 ) -> None:
     put_songs(aws, "year=2000/artist_id=AR1")
     assert register(config(SONGS_PARTITION_BY=BY_ARTIST)) == 0
@@ -343,17 +553,19 @@ def test_the_catalogue_policy_allows_what_registering_asks_for_and_no_more(
 # Errors ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", [(), ("--register",)], ids=["ddl", "register"])
 @pytest.mark.parametrize(
-    "wrong, told",
-    [({"OUTPUT": "output"}, "[LAKE] OUTPUT = 'output'"), ({"ENDPOINT": "http://127.0.0.1:9000"}, "[LAKE] ENDPOINT")],
-    ids=["local", "not Amazon's"],
+    ("wrong", "options", "said"),
+    [
+        ({"OUTPUT": "output"}, ["--register"], "[LAKE] OUTPUT = 'output'"),
+        ({"ENDPOINT": "http://127.0.0.1:9000"}, ["--register"], "[LAKE] ENDPOINT"),
+        ({"ENDPOINT": "http://127.0.0.1:9000"}, [], "[LAKE] ENDPOINT"),
+    ],
 )
 def test_a_lake_that_athena_cannot_read_is_one_line_and_exit_2(
-    config: Callable, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture, option: tuple, wrong, told
+    config: Callable, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture, wrong, options, said
 ) -> None:
-    assert catalog.main(["--config", config(**wrong), *option]) == 2
-    assert [told in each and "\n" not in each for each in caplog.messages] == [True]
+    assert catalog.main(["--config", config(**wrong), *options]) == 2
+    assert [said in each and "\n" not in each for each in caplog.messages] == [True]
     assert capsys.readouterr().out == ""
 
 
@@ -362,21 +574,24 @@ def test_a_database_name_that_athena_would_refuse_is_exit_2(config: Callable, ca
     assert "--database 'My-Lake'" in caplog.text
 
 
-def test_no_region_is_exit_2(config: Callable, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_region_is_exit_2(
+    config: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     assert register(config(REGION="")) == 2
     assert "[LAKE] REGION" in caplog.text
 
 
 def test_a_refusal_of_glue_is_one_line_with_the_remedy_and_exit_1(
-    aws: catalog.Aws, config: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    aws: Aws, config: Callable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from botocore.exceptions import ClientError
 
     def refuse(**_: Any) -> None:
-        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}, "GetDatabase")
+        raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "not authorized"}}, "GetTable")
 
-    monkeypatch.setattr(aws.glue, "get_database", refuse)
+    monkeypatch.setattr(aws.glue, "get_table", refuse)
     assert register(config()) == 1
     [line] = caplog.messages
-    assert line.startswith("Glue: access denied") and "see iam/" in line and "\n" not in line
+    assert line.startswith("Glue: access denied") and "iam/" in line and "\n" not in line
     assert "canary-secret" not in caplog.text

@@ -5,77 +5,104 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT, event, play_of, song, write_lake
+from conftest import Outcome, Row, event, job, play_of, song, write_lake, write_lines
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from lake import all_published, in_order
+from lake import all_published, in_order, published, reports
 from oracle import five_tables
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 import etl
 
 SONGS = [song(), song(song_id="SO2", title="Other", artist_id="AR2", artist_name="Hollow Fjord", duration=100.25)]
+# One month for each kind of play: of a song that comes late, of a song that is known, of none.
+PLAYS = [
+    play_of(SONGS[1], at="2018-10-05", userId="1"),
+    play_of(SONGS[0], at="2018-11-15", userId="1"),
+    event(at="2018-12-05", userId="1"),
+]
+BY_DAY = {"PLAYS_PARTITION_BY": "year, month, day"}
+LAYOUTS = {"by month": {}, "by day": BY_DAY}
 
 
 class Nights:
-    """A lake to which files are delivered, and its tables."""
+    """An input to which files are delivered, and its tables."""
 
-    def __init__(self, root: Path) -> None:
-        self.source, self.output, self.config = root / "in", root / "out", root / "dl.cfg"
-        self.config.write_text((ROOT / "dl.cfg").read_text().replace("MAX_BAD_RATIO = 0.05", "MAX_BAD_RATIO = 1"))
-        write_lake(self.source, SONGS[:1], [play_of(SONGS[0], userId="1")])  # no table is ever empty
+    def __init__(self, root: Path, **settings: object) -> None:
+        self.source, self.output = root / "in", root / "out"
+        self.settings = {"MAX_BAD_RATIO": 1, **settings}
 
-    def deliver(self, name: str, rows: list[dict | str]) -> None:
-        path = self.source / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    def deliver(self, name: str, rows: Iterable[Row]) -> None:
+        write_lines(self.source / name, rows)
 
-    def run(self, *options: str) -> int:
-        places = ["--config", self.config, "--input", self.source, "--output", self.output]
-        return etl.main([*map(str, places), "--allow-shrink", *options])
+    def run(self, *options: str) -> Outcome:
+        return job(self.source, self.output, "--allow-shrink", *options, **self.settings)
 
-    def tables(self, prefix: str = "") -> set[str]:
-        """The files of the tables and of the state."""
+    def published_with(self, *options: str) -> Outcome:
+        """A run that publishes what one full run would, and says so in its report."""
+        outcome = self.run(*options)
+        assert outcome.code == 0, outcome.lines
+        assert reports(self.output)[-1]["outcome"] == "published"
+        self.are_as_one_full_run()
+        return outcome
+
+    def files(self, below: str = "") -> set[str]:
+        """The files of the tables and the state."""
         found = {str(path.relative_to(self.output)) for path in self.output.rglob("*") if path.is_file()}
         roots = (*(f"{name}/" for name in etl.TABLES), "_state/")
-        return {file for file in found - {etl.LEDGER} if file.startswith(roots) and file.startswith(prefix)}
+        return {file for file in found if file.startswith(roots) and file.startswith(below)} - self.ledgers()
 
-    def report(self) -> dict:
-        return json.loads(max((self.output / "_runs").iterdir()).read_text())
+    def ledgers(self) -> set[str]:
+        return {str(path.relative_to(self.output)) for path in (self.output / "_state" / "ledger").glob("*")}
 
-    def are_as_one_full_run(self) -> bool:
-        """Whether the tables have the rows that they should, and the report and the ledger tell what is there."""
-        tables = all_published(self.output)
-        assert tables == in_order(five_tables(str(self.source)))
-        assert {name: told["rows"] for name, told in self.report()["tables"].items()} == {
-            name: len(rows) for name, rows in tables.items()
-        }
-        ledger = etl.read_ledger(etl.Disk(str(self.output)))
-        assert ledger["files"].keys() == self.tables()
-        return True
+    def replaced(self, below: str, before: set[str]) -> set[str]:
+        """The partitions that had these files and have others now, or none."""
+        return {etl.partition_of(file) for file in before - self.files() if file.startswith(below)}
+
+    def are_as_one_full_run(self) -> None:
+        """The tables have the rows that they should, and the report and the ledger say what is there."""
+        by_day = "PLAYS_PARTITION_BY" in self.settings
+        tables = all_published(self.output, by_day)
+        assert tables == in_order(five_tables(str(self.source), by_day))
+        rows = {name: facts["rows"] for name, facts in reports(self.output)[-1]["tables"].items()}
+        assert rows == {name: len(rows) for name, rows in tables.items()}
+        ledger = etl.newest_ledger(etl.Disk(str(self.output)), full=False)
+        sizes = {file: (self.output / file).stat().st_size for file in self.files()}
+        assert {file: size for file, (size, _) in ledger.files.items()} == sizes
+        assert not (self.output / "_staging").exists()
 
 
 @pytest.fixture(scope="module")
-def first_night(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with the tables of a first night, and a copy of it."""
-    root = tmp_path_factory.mktemp("first")
-    (root / "lake").mkdir()
-    assert Nights(root / "lake").run() == 0
-    shutil.copytree(root / "lake", root / "copy")
-    return root
+def first_nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Nights]:
+    """first_nights(**settings): an input with the tables of a first night, as often as it is asked for.
+
+    All have one place, which a ledger names.
+    """
+    root, made = tmp_path_factory.mktemp("nights"), {}
+
+    def fresh(**settings: Any) -> Nights:
+        nights, key = Nights(root / "lake", **settings), json.dumps(settings)
+        shutil.rmtree(root / "lake", ignore_errors=True)
+        if key not in made:
+            write_lake(nights.source, SONGS[:1], PLAYS)
+            nights.published_with()
+            made[key] = shutil.copytree(root / "lake", root / f"copy {len(made)}")
+        else:
+            shutil.copytree(made[key], root / "lake")
+        return nights
+
+    return fresh
 
 
 @pytest.fixture
-def nights(first_night: Path) -> Nights:
-    """The same, as it was: a ledger tells of one place, and of times."""
-    nights = Nights(first_night / "lake")
-    shutil.rmtree(first_night / "lake")
-    shutil.copytree(first_night / "copy", first_night / "lake")
-    return nights
+def nights(first_nights: Callable[..., Nights]) -> Nights:
+    return first_nights()
 
 
 # Any sequence of nights ----------------------------------------------------------------------------------------------
@@ -98,6 +125,7 @@ VERSIONS = st.builds(
     artist_id=st.sampled_from(["AR1", "AR2", ""]),
     artist_name=st.sampled_from(["The Lanterns", "Hollow Fjord"]),
     artist_location=st.sampled_from(["", "Memphis, TN", "Wien"]),
+    artist_latitude=st.sampled_from([None, 1.5]),
     duration=st.sampled_from([218.93179, 100.25]),
     year=st.sampled_from([0, 1999, 2001]),
 )
@@ -109,7 +137,6 @@ def deliveries(kind: str, rows: st.SearchStrategy) -> st.SearchStrategy:
     return st.tuples(names, st.none() | st.lists(rows | st.just("{"), min_size=1, max_size=4))
 
 
-# NIGHTS=60 tries that many sequences, in ten minutes or so.
 NIGHT = st.lists(
     deliveries("log_data", EVENTS) | deliveries("log_data", EVENTS) | deliveries("song_data", VERSIONS),
     min_size=1,
@@ -117,8 +144,9 @@ NIGHT = st.lists(
 )
 
 
-@settings(
-    max_examples=int(os.environ.get("NIGHTS", "6")),
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(  # NIGHTS=60 tries that many sequences for each layout, in ten minutes or so
+    max_examples=int(os.environ.get("NIGHTS", "3")),
     deadline=None,
     database=None,
     derandomize=True,
@@ -127,297 +155,365 @@ NIGHT = st.lists(
 )
 @given(deliveries=st.lists(NIGHT, min_size=2, max_size=4))
 def test_any_sequence_of_nights_gives_what_one_full_run_gives(
-    spark: SparkSession, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture, deliveries: list
+    first_nights: Callable[..., Nights], layout: str, deliveries: list
 ) -> None:
-    nights = Nights(tmp_path_factory.mktemp("nights"))
+    nights = first_nights(**LAYOUTS[layout])
     for night in deliveries:
         for name, rows in night:
             if rows is not None:
                 nights.deliver(name, rows)
             else:
                 (nights.source / name).unlink(missing_ok=True)
-        assert nights.run() == 0
-        assert nights.are_as_one_full_run()
-        assert "everything is built anew" not in caplog.text
-    shutil.rmtree(nights.output.parent)
+        outcome = nights.run()
+        assert outcome.code == 0 and not outcome.says("all tables are rebuilt")
+        nights.are_as_one_full_run()
 
 
 # What a night costs --------------------------------------------------------------------------------------------------
 
 
-def test_a_night_without_news_starts_no_spark_and_changes_no_file(
+def test_a_night_with_nothing_new_starts_no_spark_and_writes_a_report_alone(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = nights.tables()
-    monkeypatch.setattr(etl, "spark_session", lambda *settings: pytest.fail("Spark was started"))
-    assert nights.run() == 0
-    assert nights.tables() == before
-    assert nights.are_as_one_full_run()
+    before, ledgers = nights.files(), nights.ledgers()
+    monkeypatch.setattr(etl, "spark_session", lambda *given: pytest.fail("Spark was started"))
+    outcome = nights.run()
+    assert outcome.code == 0 and outcome.says("nothing is new since the last run")
+    assert (nights.files(), nights.ledgers()) == (before, ledgers)
+    first, second = reports(nights.output)
+    assert (second["outcome"], second["tables"]) == ("nothing new", first["tables"])
+    assert not second["lines"] and not second["files"]
+    nights.are_as_one_full_run()
 
 
-def test_new_logs_alone_are_read_and_rows_are_only_added(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_logs_alone_are_read_and_the_partitions_of_their_lines_alone_are_replaced(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, read_lines = [], etl.read_lines
-    monkeypatch.setattr(
-        etl,
-        "read_lines",
-        lambda spark, directory, names: read.append(names) or read_lines(spark, directory, names),
-    )
-    nights.deliver("log_data/2018-12-01.json", [event(at="2018-12-01", userId="8"), event(at="2018-11-30")])
-    before = nights.tables()
-    assert nights.run() == 0
-    assert read == [[], ["2018-12-01.json"]]
-    stayed = {file for file in before if not file.startswith(("users/", "_state/users/"))}
-    assert stayed <= nights.tables()
-    assert not {file for file in nights.tables() - before if file.startswith(("songs/", "artists/", "_state/songs/"))}
-    assert nights.are_as_one_full_run()
+    monkeypatch.setattr(etl, "read_lines", lambda *given: read.append(sorted(given[3])) or read_lines(*given))
+    before = nights.files()
+    nights.deliver("log_data/2018-12-06.json", [event(at="2018-12-06", userId="8"), event(at="2018-12-05T01:00")])
+    nights.published_with()
+    assert read == [["log_data/2018-12-06.json"]]
+    assert nights.replaced("songplays/", before) == {"year=2018/month=12"}
+    untouched = {file for file in before if "month=12" not in file and not file.startswith(("users/", "_state/users/"))}
+    assert {file.split("/")[0] for file in untouched} == {"songplays", "songs", "artists", "time", "_state"}
+    assert untouched <= nights.files()
 
 
-def test_only_for_little_news_java_does_without_its_second_compiler(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked, spark_session = [], etl.spark_session
-    monkeypatch.setattr(etl, "spark_session", lambda *given: asked.append(given[1]) or spark_session(*given))
-    for number, limit in enumerate((etl.SMALL_INPUT, 10)):
-        monkeypatch.setattr(etl, "SMALL_INPUT", limit)
-        nights.deliver(f"log_data/{number}.json", [event(at="2018-11-20", itemInSession=number)])
-        assert nights.run() == 0
-    assert asked == [True, False]
-    told = [etl.local_session(small)["spark.driver.defaultJavaOptions"] for small in asked]
-    assert ["-XX:TieredStopAtLevel=1" in options for options in told] == asked
-
-
-def test_lines_that_were_there_are_copies_in_the_account_and_add_nothing(nights: Nights) -> None:
-    nights.deliver("log_data/again.json", [play_of(SONGS[0], userId="1"), event(at="2018-11-30")])
-    before = nights.tables("songplays/")
-    assert nights.run() == 0
-    assert [told for told in nights.report()["files"] if told["file"] == "log_data/again.json"][0]["duplicates"] == 1
-    assert before < nights.tables("songplays/") and nights.are_as_one_full_run()
-
-
-def test_a_month_is_built_anew_for_a_better_version_of_a_play_that_was_there(nights: Nights) -> None:
-    nights.deliver("log_data/again.json", [play_of(SONGS[0], userId="1", level="paid"), event(at="2018-12-30")])
-    before = nights.tables("songplays/")
-    assert nights.run() == 0
-    assert not before & nights.tables("songplays/") and nights.are_as_one_full_run()
-
-
-def test_a_song_that_arrives_after_its_plays_is_found_in_their_months_alone(nights: Nights) -> None:
-    nights.deliver("log_data/b.json", [play_of(SONGS[1], at="2018-10-05"), event(at="2018-12-05")])
-    assert nights.run() == 0
-    before = nights.tables("songplays/")
+def test_a_song_that_arrives_after_its_plays_is_found_and_their_partitions_alone_are_replaced(nights: Nights) -> None:
+    before = nights.files()
     nights.deliver("song_data/b.json", SONGS[1:])
-    assert nights.run() == 0
-    assert {etl.month_of(file) for file in before - nights.tables("songplays/")} == {"year=2018/month=10"}
-    assert nights.are_as_one_full_run()
+    nights.published_with()
+    assert nights.replaced("songplays/", before) == {"year=2018/month=10"}
+    assert [row[4] for row in published(nights.output, "songplays")].count("SO2") == 1
 
 
-def test_a_level_that_is_delivered_late_does_not_win(nights: Nights) -> None:
-    nights.deliver("log_data/b.json", [event(at="2018-12-05", userId="1", level="paid")])
-    assert nights.run() == 0
-    nights.deliver("log_data/c.json", [event(at="2018-12-04", userId="1", level="free")])
-    assert nights.run() == 0
-    assert published_levels(nights) == {1: "paid"} and nights.are_as_one_full_run()
+def test_a_song_that_nobody_has_played_replaces_no_play(nights: Nights) -> None:
+    before = nights.files()
+    nights.deliver("song_data/b.json", [song(song_id="SO9", title="Never played")])
+    nights.published_with()
+    assert {file for file in before if file.startswith(("songplays/", "time/", "users/"))} <= nights.files()
 
 
-def published_levels(nights: Nights) -> dict[int, str]:
-    return {row[0]: row[4] for row in all_published(nights.output)["users"]}
-
-
-@pytest.mark.parametrize("rows", [None, [event(at="2018-12-06", userId="9")]], ids=["vanished", "changed"])
-def test_what_a_file_had_brought_goes_with_it_and_the_log_says_so(
-    nights: Nights, caplog: pytest.LogCaptureFixture, rows: list[dict] | None
+@pytest.mark.parametrize("rows", [None, [event(at="2018-12-07", userId="9")]], ids=["vanished", "changed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_log_that_has_changed_or_vanished_replaces_the_partitions_of_its_old_and_new_lines_alone(
+    first_nights: Callable[..., Nights], layout: str, rows: list[Row] | None
 ) -> None:
-    nights.deliver("log_data/b.json", [event(at="2018-12-05", userId="8"), event(page="Home", userId="7")])
-    assert nights.run() == 0
-    before = nights.tables("songplays/")
+    nights = first_nights(**LAYOUTS[layout])
+    nights.deliver(
+        "log_data/b.json", [event(at="2018-11-06", userId="8"), event(at="2018-11-06", page="Home", userId="7")]
+    )
+    nights.published_with()
+    before = nights.files()
     if rows:
         nights.deliver("log_data/b.json", rows)
     else:
         (nights.source / "log_data/b.json").unlink()
-    assert nights.run() == 0
-    told = "log_data: 1 files, log_data/b.json the first, have changed or vanished; what they touched is built anew"
-    assert told in caplog.messages
-    assert nights.are_as_one_full_run()
-    assert {etl.month_of(file) for file in before - nights.tables("songplays/")} == {
-        "year=2018/month=11",
-        "year=2018/month=12",
+    assert not nights.published_with().says("all tables are rebuilt")
+    assert not {7, 8} & {row[0] for row in published(nights.output, "users")}
+    expected = {
+        "by month": {"year=2018/month=11", *["year=2018/month=12"] * bool(rows)},
+        "by day": {"year=2018/month=11/day=6"},  # 15 November has another play; 7 December had none before
     }
+    assert nights.replaced("songplays/", before) == expected[layout]
 
 
-def test_after_many_nights_a_month_has_few_files(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etl, "FEW_FILES", 2)
+def test_plays_that_come_again_are_duplicates_and_a_greater_version_of_one_wins(nights: Nights) -> None:
+    greater = {**PLAYS[1], "level": "paid"}
+    nights.deliver("log_data/again.json", [PLAYS[0], greater, event(at="2018-10-06")])
+    nights.published_with()
+    (file,) = reports(nights.output)[-1]["files"]
+    assert [file[fate] for fate in etl.FATES] == [1, 2, 0, 0]
+    levels = {row[1].month: row[3] for row in published(nights.output, "songplays") if row[2] == 1}
+    assert levels == {10: "free", 11: "paid", 12: "free"}
+
+
+def test_a_level_that_is_delivered_late_does_not_win(nights: Nights) -> None:
+    nights.deliver("log_data/late.json", [event(at="2018-12-04", userId="1", level="paid")])
+    nights.published_with()
+    assert {row[0]: row[4] for row in published(nights.output, "users")} == {1: "free"}
+
+
+def test_a_partition_has_as_few_files_after_many_nights_as_after_one(nights: Nights) -> None:
     for number in range(4):
         nights.deliver(f"log_data/{number}.json", [event(at="2018-11-20", itemInSession=number)])
-        assert nights.run() == 0
+        assert nights.run().code == 0
     for name in ("songplays", "time", "_state/events"):
-        assert len(nights.tables(f"{name}/year=2018/month=11/")) <= etl.FEW_FILES + 1
-    assert nights.are_as_one_full_run()
-
-
-# Starting over -------------------------------------------------------------------------------------------------------
-
-
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-30])
-
-
-def other_bytes(path: Path) -> None:
-    """As many, so that only who reads them sees it."""
-    path.write_bytes(b"PAR1" + b"x" * (path.stat().st_size - 8) + b"PAR1")
-
-
-@pytest.mark.parametrize(
-    "pattern, damage, told",
-    [
-        ("_state/ledger.json", Path.unlink, "_state/ledger.json is missing or damaged"),
-        ("_state/ledger.json", cut_short, "_state/ledger.json is missing or damaged"),
-        (
-            "_state/ledger.json",
-            lambda path: path.write_text(path.read_text().replace('"log_data": {', '"log_data": {"x": "1 2", ')),
-            "_state/ledger.json is missing or damaged",
-        ),
-        ("_state/users/*.parquet", Path.unlink, "is not as the last run has left it"),
-        ("_state/events/*/*/*.parquet", cut_short, "is not as the last run has left it"),
-        ("songplays/*/*/*.parquet", Path.unlink, "is not as the last run has left it"),
-        (
-            "users/*.parquet",
-            lambda path: shutil.copy(path, path.with_name("copy.parquet")),
-            "users/copy.parquet is not as the last run has left it",
-        ),
-        ("_state/users/*.parquet", other_bytes, "corrupted file"),
-        ("songplays/*/*/*.parquet", other_bytes, "corrupted file"),
-    ],
-)
-def test_a_lake_that_is_not_as_the_ledger_tells_is_built_anew(
-    nights: Nights, caplog: pytest.LogCaptureFixture, pattern: str, damage: Callable[[Path], None], told: str
-) -> None:
-    (path,) = nights.output.glob(pattern)
-    damage(path)
-    for checksum in path.parent.glob(".*.crc"):
-        checksum.unlink()
-    nights.deliver("log_data/b.json", [event(at="2018-11-30")])
-    assert nights.run() == 0
-    (line,) = (record.message for record in caplog.records if "everything is built anew" in record.message)
-    assert told in line and "\n" not in line
-    assert nights.are_as_one_full_run()
-
-
-def test_rows_of_another_meaning_are_never_mixed(
-    nights: Nights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(etl, "MEANING", etl.MEANING + 1)
-    before = nights.tables()
-    assert nights.run() == 0
-    told = f"meaning was {etl.MEANING - 1} in the last run, and is {etl.MEANING}: everything is built anew"
-    assert told in caplog.messages
-    assert not before & nights.tables() and nights.are_as_one_full_run()
-
-
-def test_another_layout_or_input_starts_over(nights: Nights, caplog: pytest.LogCaptureFixture) -> None:
-    nights.config.write_text(nights.config.read_text().replace("BY = year\n", "BY = year, artist_id\n"))
-    assert nights.run() == 0
-    assert "songs_partition_by was 'year' in the last run, and is 'year, artist_id': everything" in caplog.text
-    nights.source = nights.source.rename(nights.source.with_name("moved"))
-    assert nights.run() == 0
-    assert "moved': everything is built anew" in caplog.text
-    assert nights.are_as_one_full_run()
-
-
-def test_full_builds_everything_anew_and_needs_no_state(nights: Nights) -> None:
-    shutil.rmtree(nights.output / "_state")
-    before = nights.tables()
-    assert nights.run("--full") == 0
-    assert not before & nights.tables() and nights.are_as_one_full_run()
-
-
-def test_a_night_that_fails_is_made_up_for_by_the_next(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
-    nights.deliver("log_data/b.json", [event(at="2018-12-05")])
-    with monkeypatch.context() as patch:
-        patch.setattr(etl, "time_table", lambda rows: rows.select("start_time").where("false"))
-        assert nights.run() == 1
-    assert nights.report()["outcome"].startswith("failed: ")
-    assert nights.run() == 0 and nights.are_as_one_full_run()
-
-
-def test_a_night_that_is_refused_is_not_made_up_for_by_a_full_run(
-    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "parquet").mkdir()  # a word that Spark's errors about damaged files have
-    nights = Nights(tmp_path / "parquet")
-    assert nights.run() == 0
-    nights.config.write_text(nights.config.read_text().replace("MAX_BAD_LINES =", "MAX_BAD_LINES = 0"))
-    nights.deliver("log_data/b.json", ["{"])
-    assert nights.run() == 1
-    assert "built anew" not in caplog.text
-
-
-def test_a_store_that_fails_while_files_are_retired_leaves_a_half_that_is_told_and_the_next_night_finishes(
-    nights: Nights, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nights.deliver("log_data/again.json", [play_of(SONGS[0], userId="1", level="paid")])
-    delete = etl.Disk.delete
-
-    def fails(lake: etl.Disk, names: list[str]) -> None:
-        if any(name.startswith("songplays/") for name in names):
-            raise OSError(5, "Input/output error", "songplays")
-        delete(lake, names)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(etl.Disk, "delete", fails)
-        assert nights.run() == 1
-    told = caplog.records[-1].message
-    assert "the run is half published: run the job again now" in told and "\n" not in told
-    assert nights.run() == 0 and nights.are_as_one_full_run()
-
-
-def test_a_file_that_comes_after_the_listing_is_read_and_the_next_night_knows_it(
-    nights: Nights, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nights.deliver("log_data/late.json", [event(at="2018-12-05", userId="8")])
-    json_files = etl.json_files
-
-    def without_late(source: etl.Disk, kind: str) -> dict[str, etl.Size]:
-        return {name: size for name, size in json_files(source, kind).items() if "late" not in name}
-
-    with monkeypatch.context() as patch:
-        patch.setattr(etl, "json_files", without_late)
-        assert nights.run("--full") == 0
-    assert nights.are_as_one_full_run()
-    (nights.source / "log_data/late.json").unlink()
-    assert nights.run() == 0 and nights.are_as_one_full_run()
+        assert len(nights.files(f"{name}/year=2018/month=11/")) <= 3  # a task for the new events, two for the old
 
 
 def test_tables_that_have_always_been_empty_may_stay_so(spark: SparkSession, tmp_path: Path) -> None:
     nights = Nights(tmp_path)
     for night in range(2):
-        nights.deliver("log_data/A/rows.json", [event(page="Home", userId="", itemInSession=night)])
-        assert nights.run() == 0 and nights.report()["tables"]["users"]["rows"] == 0
+        write_lake(nights.source, SONGS, [event(page="Home", userId="", itemInSession=night)])
+        assert nights.run().code == 0
+    tables = reports(nights.output)[-1]["tables"]
+    assert [tables[name]["rows"] for name in ("users", "songplays", "time", "songs")] == [0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_plays_that_share_a_songplay_id_by_chance_are_published_with_a_warning(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, copies: int
+) -> None:
+    monkeypatch.setattr(etl, "songplay_id", lambda: F.col("ts") % 2)
+    plays = [event(at="2018-12-06", itemInSession=n) for n in range(3)]
+    nights.deliver("log_data/b.json", plays + plays[:1] * copies)
+    outcome = nights.run()
+    assert outcome.code == 0, outcome.lines
+    assert [line for line in outcome.lines if line.startswith("WARNING songplays: ") and "shared by" in line]
+    rows = published(nights.output, "songplays")
+    assert len(rows) == 6 and len({row[1:] for row in rows}) == 4  # by time, user and session: items are no column
+    assert sum(file["duplicates"] for file in reports(nights.output)[-1]["files"]) == copies
+    monkeypatch.undo()
+    nights.deliver("log_data/c.json", [event(at="2018-12-06", itemInSession=4)])
+    nights.published_with()  # with the ids as they should be
+
+
+# What is new, and why all is rebuilt: without Spark ------------------------------------------------------------------
+
+
+def inputs(**marks: str) -> dict[str, dict[str, etl.File]]:
+    return {"song_data": {}, "log_data": {name: etl.File(1, mark) for name, mark in marks.items()}}
+
+
+LEDGER = etl.Ledger(
+    number=7,
+    rules={"meaning": 2, "input": "/in"},
+    inputs={"song_data": {}, "log_data": {"a": "1", "b": "2", "c": "3"}},
+    files={
+        "songplays/year=2018/month=11/p.parquet": [10, 3],
+        "songplays/year=2018/month=12/p.parquet": [20, 4],
+        "songplays/year=2018/month=12/day=1/p.parquet": [30, 5],
+        "songs/year=0/p.parquet": [40, 6],
+        "_state/events/year=2018/month=11/p.parquet": [50, None],
+    },
+)
+SIZES = {file: size for file, (size, _) in LEDGER.files.items()}
+
+
+def test_a_file_is_new_if_its_name_or_its_mark_is_not_in_the_ledger_and_gone_if_it_vanished_or_changed() -> None:
+    changes = etl.changes_since(LEDGER, inputs(a="1", b="other", d="4"))
+    assert [*changes.new["log_data"]] == ["b", "d"] and changes.gone["log_data"] == {"b", "c"}
+    assert not changes.new["song_data"] and not changes.gone["song_data"]
+    nothing = etl.changes_since(LEDGER, inputs(a="1", b="2", c="3"))
+    assert not any(nothing.new.values()) and not any(nothing.gone.values())
+    assert [*etl.changes_since(etl.Ledger(), inputs(a="1")).new["log_data"]] == ["a"]
+
+
+def test_a_ledger_knows_the_files_of_a_table_and_of_its_partitions() -> None:
+    assert len(LEDGER.of_table("songplays")) == 3 and LEDGER.of_table("song") == []
+    assert LEDGER.of_table("songplays", {"year=2018/month=12"}) == ["songplays/year=2018/month=12/p.parquet"]
+    assert LEDGER.of_table("songplays", {"year=2018/month=12/day=1"}) == [
+        "songplays/year=2018/month=12/day=1/p.parquet"
+    ]
+    assert LEDGER.of_table("_state/events", {"year=2018/month=12"}) == []
+    assert etl.partition_of("users/p.parquet") == ""
+
+
+NOTHING_CHANGED = inputs(a="1", b="2", c="3")
+CHANGED = f"{etl.MANY_CHANGES + 1:,} files of the input have changed or vanished"
+
+
+@pytest.mark.parametrize(
+    "why, ledger, found, files, full",
+    [
+        ("", LEDGER, NOTHING_CHANGED, SIZES, False),
+        ("", etl.Ledger(), NOTHING_CHANGED, {}, False),  # nothing yet: no reason, and no line
+        ("--full", LEDGER, NOTHING_CHANGED, SIZES, True),
+        ("version 1 of this job wrote the lake", LEDGER._replace(number=0), NOTHING_CHANGED, SIZES, False),
+        (
+            "meaning was 1 in the last run and is 2",
+            LEDGER._replace(rules={"meaning": 1}),
+            NOTHING_CHANGED,
+            SIZES,
+            False,
+        ),
+        (
+            "input was '/out' in the last run and is '/in'",
+            LEDGER._replace(rules={"meaning": 2, "input": "/out"}),
+            NOTHING_CHANGED,
+            SIZES,
+            False,
+        ),
+        (
+            "songs/year=0/p.parquet is missing, or not as the last run left it",
+            LEDGER,
+            NOTHING_CHANGED,
+            {file: size for file, size in SIZES.items() if not file.startswith("songs/")},
+            False,
+        ),
+        (
+            "_state/events/year=2018/month=11/p.parquet is missing, or not as the last run left it",
+            LEDGER,
+            NOTHING_CHANGED,
+            {**SIZES, "_state/events/year=2018/month=11/p.parquet": 51},
+            False,
+        ),
+        ("", LEDGER._replace(inputs={"log_data": dict.fromkeys(map(str, range(100)), "0")}), inputs(), SIZES, False),
+        (
+            CHANGED,
+            LEDGER._replace(inputs={"log_data": dict.fromkeys(map(str, range(101)), "0")}),
+            inputs(),
+            SIZES,
+            False,
+        ),
+    ],
+)
+def test_a_run_rebuilds_all_tables_for_one_of_these_reasons(
+    why: str, ledger: etl.Ledger, found: dict, files: dict[str, int], full: bool
+) -> None:
+    changes = etl.changes_since(ledger, found)
+    assert etl.why_rebuild(ledger, {"meaning": 2, "input": "/in"}, files, changes, full) == why
+
+
+def test_a_small_run_does_without_the_second_of_javas_compilers(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def no_session(settings: etl.Settings, size: int) -> None:
+        sizes.append(size)
+        raise etl.JobError("Spark is not needed here")
+
+    monkeypatch.setattr(etl, "spark_session", no_session)
+    nights.deliver("log_data/b.json", ["x" * 1000])
+    assert nights.run().error == "Spark is not needed here"
+    state = sum((nights.output / file).stat().st_size for file in nights.files("_state/events/"))
+    assert sizes == [1000 + state]
+    options = [etl.local_session(small)["spark.driver.defaultJavaOptions"] for small in (True, False)]
+    assert ["-XX:TieredStopAtLevel=1" in option for option in options] == [True, False]
+
+
+# Rebuilt, end to end -------------------------------------------------------------------------------------------------
+
+
+def the_only_line(outcome: Outcome, text: str) -> str:
+    (line,) = (line for line in outcome.lines if text in line)
+    assert "\n" not in line
+    return line
+
+
+def test_a_listed_file_that_is_missing_costs_a_full_run_and_one_line(nights: Nights) -> None:
+    (lost,) = nights.files("users/")
+    (nights.output / lost).unlink()
+    before = nights.files()
+    line = the_only_line(nights.published_with(), "all tables are rebuilt")
+    assert line == f"WARNING {lost} is missing, or not as the last run left it: all tables are rebuilt"
+    assert not before & nights.files()
+
+
+def test_rows_of_another_layout_are_never_mixed(nights: Nights) -> None:
+    nights.settings |= BY_DAY
+    before = nights.files()
+    line = the_only_line(nights.published_with(), "all tables are rebuilt")
+    assert line.startswith("WARNING plays_partition_by was 'year, month' in the last run and is 'year, month, day': ")
+    assert not before & nights.files()
+
+
+def test_rows_of_another_meaning_are_never_mixed(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etl, "MEANING", etl.MEANING + 1)
+    monkeypatch.setattr(etl, "spark_session", lambda *given: (_ for _ in ()).throw(etl.JobError("no Spark")))
+    line = the_only_line(nights.run(), "all tables are rebuilt")
+    assert line.startswith(f"WARNING meaning was {etl.MEANING - 1} in the last run and is {etl.MEANING}: ")
+
+
+def test_a_lake_of_version_1_is_rebuilt_with_one_line_and_nothing_of_it_stays(nights: Nights) -> None:
+    shutil.rmtree(nights.output / "_state" / "ledger")
+    sizes = {file: (nights.output / file).stat().st_size for file in nights.files()}
+    nights.deliver("../out/_state/ledger.json", [json.dumps({"files": sizes, "log_data": {}})])
+    nights.deliver("../out/_lock/lease.json", ["{}"])
+    line = the_only_line(nights.published_with(), "all tables are rebuilt")
+    assert line == "WARNING version 1 of this job wrote the lake: all tables are rebuilt"
+    assert not sizes.keys() & nights.files()
+    assert not (nights.output / "_lock").exists() and not (nights.output / "_state/ledger.json").exists()
+
+
+def test_a_damaged_ledger_stops_the_run_by_name_before_spark_starts(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights.deliver("log_data/b.json", [event(at="2018-12-06")])
+    (ledger,) = nights.ledgers()
+    text = (nights.output / ledger).read_text()
+    (nights.output / ledger).write_text(text[: len(text) // 2])
+    monkeypatch.setattr(etl, "spark_session", lambda *given: pytest.fail("Spark was started"))
+    before = nights.files()
+    assert nights.run().error.startswith(f"{nights.output}/{ledger} is damaged; ")
+    assert nights.files() == before and (nights.output / ledger).read_text() == text[: len(text) // 2]
+
+
+def test_a_damaged_file_of_the_same_size_stops_the_run_and_full_rebuilds(nights: Nights) -> None:
+    (file,) = nights.files("_state/users/")
+    size = (nights.output / file).stat().st_size
+    (nights.output / file).write_bytes(b"PAR1" + b"x" * (size - 8) + b"PAR1")
+    nights.deliver("log_data/b.json", [event(at="2018-12-06")])
+    outcome = nights.run()
+    assert outcome.code == 1 and "a file of the lake is damaged; rebuild all tables with --full" in outcome.error
+    assert the_only_line(nights.published_with("--full"), "all tables are rebuilt").startswith("WARNING --full: ")
+
+
+def test_a_night_that_was_refused_is_made_up_for_by_the_next(nights: Nights) -> None:
+    nights.deliver("log_data/b.json", [event(at="2018-12-06"), "{", "}"])
+    before = nights.files()
+    nights.settings["MAX_BAD_RATIO"] = 0.5
+    assert "2 of 3 lines cannot be used" in nights.run().error and nights.files() == before
+    nights.settings["MAX_BAD_RATIO"] = 1
+    assert not nights.published_with().says("all tables are rebuilt")
+    places = [path.name for path in (nights.output / "_quarantine").iterdir()]
+    assert sorted(places) == [f"run={report['run']}" for report in reports(nights.output)[1:]]
 
 
 # What is not the job's -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["songs/mine.mp3", "users/part-0.parquet", "time/year=2018/month=11/a"])
-def test_a_first_run_removes_no_file_of_somebody_else(
-    nights: Nights, caplog: pytest.LogCaptureFixture, name: str
+@pytest.mark.parametrize("options", [(), ("--full",)], ids=["night", "full"])
+@pytest.mark.parametrize(
+    "name", ["songs/mine.mp3", "users/_old/../copy.parquet", "time/year=2018/month=11/a", "_state/events/x"]
+)
+def test_a_file_that_no_ledger_lists_stops_the_run_and_stays(
+    nights: Nights, name: str, options: tuple[str, ...]
 ) -> None:
-    shutil.rmtree(nights.output)
     nights.deliver(f"../out/{name}", ["theirs"])
-    assert nights.run() == 2
-    assert f"out/{name} is of no run of this job and lies where its tables go; move it" in caplog.text
-    assert (nights.output / name).read_text() == "theirs" and len(nights.tables()) == 1
+    before = nights.files()
+    outcome = nights.run(*options)
+    assert outcome.code == 2 and outcome.error.startswith(str((nights.output / name).resolve()))
+    assert nights.files() == before
 
 
-def test_nor_does_a_later_one(nights: Nights, caplog: pytest.LogCaptureFixture) -> None:
-    nights.deliver("../out/songs/mine.mp3", ["theirs"])
-    assert nights.run("--full") == 2
-    assert "songs/mine.mp3 is of no run of this job" in caplog.text and (nights.output / "songs/mine.mp3").exists()
+def test_a_first_run_into_a_place_with_other_files_where_tables_go_stops_and_removes_none(tmp_path: Path) -> None:
+    nights = Nights(tmp_path)
+    write_lake(nights.source, SONGS, PLAYS)
+    nights.deliver("../out/users/part-0.parquet", ["theirs"])
+    assert nights.run().code == 2 and nights.files() == {"users/part-0.parquet"}
 
 
-def test_a_draft_of_the_ledger_that_a_killed_run_has_left_does_no_harm(
-    nights: Nights, caplog: pytest.LogCaptureFixture
-) -> None:
-    etl.Disk(str(nights.output)).draft(etl.LEDGER, "{")
-    nights.deliver("log_data/b.json", [event(at="2018-11-30")])
-    assert nights.run() == 0
-    assert "built anew" not in caplog.text
+def test_hidden_files_of_others_neither_stop_a_run_nor_go(nights: Nights) -> None:
+    hidden = ["users/.DS_Store", "users/_backup/a.parquet", "songs/.old/b.parquet", "songplays/year=2018/_SUCCESS"]
+    for name in hidden:
+        nights.deliver(f"../out/{name}", ["theirs"])
+    outcome = nights.run()
+    assert outcome.code == 0 and outcome.says("nothing is new")
+    nights.deliver("song_data/b.json", SONGS[1:])
+    assert nights.run("--full").code == 0
+    assert all((nights.output / name).read_text() == "theirs" for name in hidden)

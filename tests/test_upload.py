@@ -377,7 +377,7 @@ def test_a_refusal_that_would_meet_every_file_ends_the_run_with_one_line(place, 
 def test_a_store_without_conditional_writes_gets_nothing_and_is_one_line(place, caplog):
     for number in range(20):
         place.write(f"{number}.json", "x")
-    place.proxy.faults = [Fault("501", operation="PUT")]
+    place.proxy.faults = [Fault("501 NotImplemented", operation="PUT")]
     assert place.upload() == 1
     assert not place.stored()
     assert len(caplog.messages) == 1

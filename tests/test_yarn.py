@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,17 @@ from conftest import ROOT
 from lake import all_published, in_order
 from oracle import five_tables
 from s3 import Server, moto_server, objects, open_uploads
-from yarn import Yarn, applications, containers, containers_granted, kill_executor, started, submit, yarn_cluster
+from yarn import (
+    Yarn,
+    applications,
+    containers,
+    containers_granted,
+    kill_executor,
+    python_without_packages,
+    started,
+    submit,
+    yarn_cluster,
+)
 
 pytestmark = pytest.mark.yarn
 
@@ -105,9 +118,9 @@ def test_a_job_whose_executor_is_killed_in_mid_run_still_gives_the_same_tables(
     yarn: Yarn, s3: Server, expected: dict[str, list[tuple]], tmp_path: Path
 ) -> None:
     args, files = arguments(s3, tmp_path, "client", "survived")
-    job = started(yarn, "client", ROOT / "etl.py", *args, files=files)
+    job = started(yarn, "client", ROOT / "etl.py", "--verbose", *args, files=files)
     try:
-        assert any(" songplays in " in line for line in job.stdout)  # the first table is there, the other four are not
+        assert any(" songplays in " in line for line in job.stdout)  # songplays is staged; the audit has not begun
         assert kill_executor(yarn)
         rest = job.stdout.read()
         code = job.wait(60)
@@ -116,6 +129,49 @@ def test_a_job_whose_executor_is_killed_in_mid_run_still_gives_the_same_tables(
     assert code == 0, rest[-3000:]
     assert "Lost executor" in rest
     assert tables_in(s3, "survived", tmp_path) == expected
+
+
+BOTO3 = ("boto3", "botocore", "s3transfer", "jmespath", "urllib3", "dateutil", "six")  # and what it needs
+
+
+def by_hand(mode: str) -> tuple[dict[str, str], list[str]]:
+    """docs/emr.md's spark-submit in this mode: the environment before it, and its options."""
+    [line] = [
+        line
+        for line in (ROOT / "docs" / "emr.md").read_text(encoding="utf-8").splitlines()
+        if "spark-submit --master yarn" in line and ("--deploy-mode cluster" in line) == (mode == "cluster")
+    ]
+    words = shlex.split(line)
+    start = words.index("spark-submit")
+    options = words[start + 1 : words.index("etl.py")]
+    return dict(word.split("=", 1) for word in words[:start]), options
+
+
+def install(directory: Path) -> None:
+    """boto3 as `pip install --target` leaves it, without a network."""
+    directory.mkdir()
+    for name in BOTO3:
+        origin = Path(importlib.util.find_spec(name).origin)
+        if origin.name == "__init__.py":
+            shutil.copytree(origin.parent, directory / name)
+        else:
+            shutil.copy(origin, directory)
+
+
+@MODES
+def test_the_commands_by_hand_run_where_python_lacks_boto3(
+    mode: str, yarn: Yarn, s3: Server, expected: dict[str, list[tuple]], tmp_path: Path
+) -> None:
+    bare = python_without_packages(tmp_path / "bare", sys.executable)
+    assert subprocess.run([bare, "-c", "import boto3"], capture_output=True).returncode == 1
+    install(tmp_path / "deps")
+    subprocess.run(["tar", "-czf", "deps.tgz", "-C", "deps", "."], cwd=tmp_path, check=True)
+    shutil.copy(ROOT / "etl.py", tmp_path)
+    s3.dl_cfg(tmp_path / "dl.cfg", f"s3a://{BUCKET}/raw", OUTPUT=f"s3a://{BUCKET}/by-hand-{mode}")
+    environment, options = by_hand(mode)
+    done = submit(yarn, mode, "etl.py", options=options, python=bare, directory=tmp_path, **environment)
+    assert done.returncode == 0, driver_log(yarn, mode, done)[-3000:]
+    assert tables_in(s3, f"by-hand-{mode}", tmp_path) == expected
 
 
 def test_a_job_on_yarn_runs_unchanged_on_spark_3_5_and_python_3_9(

@@ -45,6 +45,13 @@ STACKS = {
     ),
 }  # fmt: skip
 
+# Output that appears when a write commits, without copies; EMR has a committer of its own.
+COMMITTER = {
+    "spark.hadoop.fs.s3a.committer.name": "magic",
+    "spark.sql.sources.commitProtocolClass": "org.apache.spark.internal.io.cloud.PathOutputCommitProtocol",
+    "spark.sql.parquet.output.committer.class": "org.apache.spark.internal.io.cloud.BindingParquetOutputCommitter",
+}
+
 # Bundles, and what Spark has in versions of its own.
 EXCLUDES = [
     "software.amazon.awssdk:bundle", "com.amazonaws:aws-java-sdk-bundle", "org.apache.hadoop:hadoop-azure",
@@ -105,16 +112,16 @@ class Application(NamedTuple):
 
 def spark_of(python: str = sys.executable) -> Spark:
     """The pyspark of that Python, and its jars from the cache, fetched first where they are missing."""
-    told = subprocess.run(
+    printed = subprocess.run(
         [python, "-c", "import pyspark; print(pyspark.__version__, pyspark.__path__[0], sep='\\n')"],
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    home = Path(told[1])
+    home = Path(printed[1])
     hadoop = next((home / "jars").glob("hadoop-client-api-*.jar")).stem.removeprefix("hadoop-client-api-")
-    stack = STACKS.get((told[0], hadoop))
+    stack = STACKS.get((printed[0], hadoop))
     if stack is None:
-        raise LookupError(f"tests/yarn.py: STACKS names no jars for Spark {told[0]} with Hadoop {hadoop}; add them")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparkify-etl" / f"spark-{told[0]}"
+        raise LookupError(f"tests/yarn.py: STACKS names no jars for Spark {printed[0]} with Hadoop {hadoop}; add them")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparkify-etl" / f"spark-{printed[0]}"
     s3a, daemons = (
         fetched(home, python, packages, cache / name) for name, packages in stack._asdict().items()
     )
@@ -286,29 +293,41 @@ def submit(yarn: Yarn, mode: str, script: Path, *args: str, timeout: float = 600
     return Done(process.args, process.returncode, stdout)
 
 
-def started(yarn: Yarn, mode: str, script: Path, *args: str, files=(), properties=None) -> subprocess.Popen:
-    """spark-submit --master yarn in client or cluster mode, running, as it would be on a cluster's master node.
+def started(
+    yarn: Yarn, mode: str, script: Path, *args: str, files=(), options=(), python="", directory=None, **environment: str
+) -> subprocess.Popen:
+    """spark-submit --master yarn in client or cluster mode, running, as on the primary node of a cluster.
 
-    spark-submit turns Python's stderr into its own stdout and keeps its stderr for Spark's log: both come as stdout.
+    `options`: more options of spark-submit. `python`: another Python for driver and executors. `directory`: where the
+    command runs. spark-submit writes Python's stderr to its own stdout, and Spark's log to its stderr; both come as
+    stdout.
     """
+    python = python or yarn.spark.python
     command = [yarn.spark.home / "bin" / "spark-submit", "--master", "yarn", "--deploy-mode", mode]
-    for name, value in (job_properties(yarn) | (properties or {})).items():
+    for name, value in job_properties(yarn, python).items():
         command += ["--conf", f"{name}={value}"]
     if files:
         command += ["--files", ",".join(map(str, files))]
-    environment = spark_environment(yarn.spark.home, yarn.spark.python, HADOOP_CONF_DIR=str(yarn.directory / "conf"))
+    environment |= {"HADOOP_CONF_DIR": str(yarn.directory / "conf")}
     return subprocess.Popen(
-        [*map(str, command), str(script), *map(str, args)],
-        env=environment, cwd=yarn.directory, text=True,
+        [*map(str, command), *options, str(script), *map(str, args)],
+        env=spark_environment(yarn.spark.home, python, **environment), cwd=directory or yarn.directory, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
-def job_properties(yarn: Yarn) -> dict:
-    """What makes small containers of this machine's own Spark: nothing is uploaded, for they share its disk."""
+def python_without_packages(directory: Path, python: str) -> str:
+    """A Python of the same version that can import the standard library and nothing else."""
+    subprocess.run([python, "-m", "venv", "--without-pip", directory], check=True)
+    return str(directory / "bin" / "python")
+
+
+def job_properties(yarn: Yarn, python: str) -> dict:
+    """Small containers with this machine's Spark. They share its disk, so nothing is uploaded."""
     loopback = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
-    container = {"PYSPARK_PYTHON": yarn.spark.python, **loopback}
+    container = {"PYSPARK_PYTHON": python, **loopback}
     return {
+        **COMMITTER,
         "spark.yarn.jars": f"local:{yarn.spark.home}/jars/*",
         "spark.yarn.stagingDir": f"file://{yarn.directory}/staging",
         "spark.yarn.maxAppAttempts": 1,
@@ -327,8 +346,8 @@ def job_properties(yarn: Yarn) -> dict:
 def applications(yarn: Yarn) -> list:
     """What the ResourceManager knows of each application (id, state, final state), the oldest first."""
     command = java(yarn, "client.cli.ApplicationCLI", "application", "-list", "-appStates", "ALL")
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = [[field.strip() for field in line.split("\t")] for line in told.splitlines() if "application_" in line]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [[field.strip() for field in line.split("\t")] for line in printed.splitlines() if "application_" in line]
     return sorted(Application(row[0], row[5], row[6]) for row in rows)
 
 
