@@ -38,8 +38,7 @@ NOTES = """\
 - On a rerun upload.py reads each file and compares contents. The two others compare sizes and times, and miss a change
   that leaves both as they were. Half a second of it is the start of Python, boto3 and PySpark.
 - `aws s3 sync` and `s5cmd` overwrite what they find. upload.py makes each write conditional, and checks it by a
-  checksum.
-"""
+  checksum."""
 
 
 class Run(NamedTuple):
@@ -135,23 +134,24 @@ def table(runs: dict, first: str, others: list[str]) -> list[str]:
     return lines
 
 
-def report(runs: dict, rivals: list[str], options: argparse.Namespace) -> str:
+def report(runs: dict, rivals: list[str], load: float, options: argparse.Namespace) -> str:
     missing = [f"`{tool}` could not be installed here.\n" for tool in RIVALS if tool not in rivals]
     made_by = " ".join(f"--{name} {value}" for name, value in vars(options).items())
     return "\n".join(
         [
             "# Upload: upload.py, aws s3 sync and s5cmd\n",
             f"Made by `python benchmarks/upload_speed.py {made_by}`.\n",
-            f"{os.cpu_count()} cores, Python {platform.python_version()}, {', '.join(VERSIONS)} (s5cmd v2.3.0), one",
-            "MinIO on loopback. Seconds by the clock, and in brackets the processor seconds of the tool: medians of",
-            "the rounds. The tools take turns. The ratios say more than the seconds: how many times as long as the",
-            "first tool this one takes. `again`: nothing has changed.\n",
+            f"{os.cpu_count()} cores with a load of {load:.0f} before the start, Python {platform.python_version()},",
+            f"{', '.join(VERSIONS)} (s5cmd v2.3.0), one MinIO on loopback. Seconds by the clock, and in",
+            "brackets the processor seconds of the tool: medians of the rounds. The tools take turns. A ratio says how",
+            "many times as long as the first tool this one takes, round by round. `again`: nothing has changed.\n",
             *missing,
             *table(runs, OURS, rivals),
             "\nThe song data's many tiny files, joined by `--pack` and as they are:\n",
             *table(runs, PACKED, [OURS]),
             "",
             NOTES,
+            "",
         ]
     )
 
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--large", type=int, default=400, help="MB of the one large file (default: 400)")
     parser.add_argument("--packed", type=int, default=3_000, help="files of 300 bytes to pack (default: 3,000)")
     parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args(argv)
+    options, load = parser.parse_args(argv), os.getloadavg()[0]
     rivals = [tool for tool in RIVALS if (installed() / tool.split()[0]).exists()]
     with tempfile.TemporaryDirectory(prefix="upload-speed-") as place, minio_server() as server:
         folder = Path(place)
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             f"1 file of {options.large:,} MB": (large, [OURS, *rivals]),
             f"{options.packed:,} files of 300 bytes": (songs, [PACKED, OURS]),
         }
-        text = report(compare(server, config, tasks, options.rounds), rivals, options)
+        text = report(compare(server, config, tasks, options.rounds), rivals, load, options)
     REPORT.write_text(text, encoding="utf-8")
     print(text)
     return 0

@@ -542,7 +542,7 @@ def test_a_file_that_cannot_be_read_for_the_comparison_is_counted_once(place, ca
     assert len(caplog.messages) == 1
 
 
-def test_a_name_of_two_lines_is_told_in_one(place, caplog, capsys):
+def test_a_name_of_two_lines_is_shown_in_one(place, caplog, capsys):
     place.write("two\nlines.json", "x")
     assert place.upload("--dry-run") == 0
     assert capsys.readouterr().out.count("\n") == 2
