@@ -1571,18 +1571,22 @@ REMEDIES = {
     "InvalidAccessKeyId": "the store does not know the access key; correct [AWS CREDS], the profile or the environment",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key; correct [AWS CREDS]",
     "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones that last as long as a run",
+    "Token has expired|TokenRetrieval|SSO": "the SSO session has expired; run `aws sso login`",
+    "BucketAlreadyExists": "the bucket belongs to someone else; choose another name",
+    "KeyTooLong": "S3 allows names of 1,024 bytes; shorten the path",
+    "BadDigest|ChecksumMismatch": "the bytes were damaged on the way; run it again",
     "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
     "InvalidObjectState|archived": "the object is archived; restore it, then run again",
     "PermanentRedirect|AuthorizationHeaderMalformed|AWSRedirectException|IllegalLocationConstraint": "the bucket is in"
     " another region; set [LAKE] REGION",
     "KMS": "the key that encrypts the object cannot be used; give the role kms:Decrypt and kms:GenerateDataKey",
-    "NotImplemented|[Cc]ode: 501|\\(501\\)": "the store does not support this request; the job needs conditional writes"
-    " (If-None-Match), so that of two runs one publishes: use another store",
+    "NotImplemented|[Cc]ode: 501|\\(501\\)": "the store lacks conditional writes (If-None-Match), without"
+    " which one writer overwrites another; use another store",
     "AccessDenied|Forbidden|[Cc]ode: 403|\\(403\\)": "access denied; the keys or the role lack a permission (iam/)",
     "NoAuthWithAWS|CredentialInitialization|Unable to (load|locate) credentials": "no AWS keys found; set"
     " [AWS CREDS], a profile or a role",
     "SlowDown|ServiceUnavailable|InternalError|[Cc]ode: 50\\d|\\(50\\d\\)|Throttl": "the store is overloaded or fails;"
-    " run the job again later",
+    " run it again later",
     "SSL|UnknownHost|ConnectException|ConnectTimeout|Connect to .* failed|Could not connect|Connection was closed|"
     "[Tt]imed? ?out|Connection (was )?reset": "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
     "EOFException|ZipException|incorrect header check|not a gzip|invalid (block|stored|distance|code)": "a .gz file is"
@@ -1590,8 +1594,8 @@ REMEDIES = {
     "No space left|Disk quota": "the disk is full; free some space",
     "(not permitted|not supported|not implemented).* -> ": "this disk has no hard links, which a commit needs; choose"
     " another OUTPUT",
-    "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "the user of the job may"
-    " not do this; chmod or chown the place",
+    "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "this user may not do"
+    " this; chmod or chown the place",
     "Too many levels of symbolic links": "a link leads back to itself; remove it",
     "ParquetDecoding|not a Parquet file|FOOTER|footer|PARQUET_|parquet.format|ZstdIO": "a file of the lake is damaged;"
     " rebuild all tables with --full",
