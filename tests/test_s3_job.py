@@ -238,7 +238,7 @@ REFUSALS = {
     Fault("503 SlowDown"): "the store is overloaded or fails; run the job again later",
     Fault("reset"): "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
     Fault("silence"): "the store does not answer; check [LAKE] ENDPOINT, REGION, the network",
-    Fault("501 NotImplemented", operation="PUT", header="if-none-match"): "conditional writes (If-None-Match), so that",
+    Fault("501 NotImplemented", operation="PUT", header="if-none-match"): "conditional writes (If-None-Match), without",
     Fault("403 AccessDenied", operation="PUT"): "access denied; the keys or the role lack a permission",
     Fault("403 AccessDenied", operation="DELETE"): "access denied; the keys or the role lack a permission",
 }
