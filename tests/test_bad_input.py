@@ -273,7 +273,7 @@ def test_a_file_of_any_name_is_read_on_the_first_night_and_on_a_later_one(spark:
 UNREADABLE = {
     "b:ad.json": "Spark cannot read a file with a colon in its name from a disk; rename it",
     "[b:ad].json": "Spark cannot read a file with a colon in its name from a disk; rename it",
-    "x._COPYING_/a.json": "Spark does not find this file",  # its rule for what is hidden
+    "x._COPYING_/line\nend.json": "Spark does not find this file",  # its rule for what is hidden
     os.fsdecode(b"b\xe4d.json"): "Spark does not find this file",  # not UTF-8
 }
 
@@ -288,7 +288,8 @@ def test_a_file_that_spark_cannot_read_stops_the_run_by_its_name_on_every_night(
     bad = write(source / "log_data" / name, play())
     outcome = job(source, output)
     assert outcome.code == 1
-    assert UNREADABLE[name] in outcome.error and f"/log_data/{name}: " in unquote(outcome.error)
+    assert UNREADABLE[name] in outcome.error
+    assert "/log_data/" + name.replace("\n", " ") + ": " in unquote(outcome.error)
     bad.unlink()
     assert job(source, output).code == 0 and plays_in(output) == 1
 
@@ -309,6 +310,30 @@ def test_a_file_that_grows_while_it_is_read_is_read_again_by_the_next_run(
     assert job(source, output, MAX_BAD_RATIO=1).code == 0
     assert job(source, output).code == 0
     assert plays_in(output) == 4
+
+
+def test_a_file_whose_lines_get_lost_on_their_way_stops_the_run_by_its_name(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read_lines = write_lake(tmp_path / "in", [song()], [play_of(song())]), etl.read_lines
+    write(source / "log_data" / "lost.json", play())
+    monkeypatch.setattr(etl, "read_lines", lambda *given: read_lines(*given).where("file NOT LIKE '%lost%'"))
+    outcome = job(source, tmp_path / "out")
+    assert outcome.code == 1 and "log_data/lost.json: Spark has read no line of it" in outcome.error
+
+
+def test_a_limit_that_the_submitter_sets_for_lines_loses_none(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, name = spark._jsc.hadoopConfiguration(), "mapreduce.input.linerecordreader.line.maxlength"
+    monkeypatch.setattr(
+        etl, "spark_session", lambda *given, session=etl.spark_session: (conf.set(name, "100"), session(*given))[1]
+    )
+    try:
+        outcome = job(write_lake(tmp_path / "in", [song()], [play_of(song())]), tmp_path / "out")
+    finally:
+        conf.unset(name)
+    assert outcome.code == 0 and plays_in(tmp_path / "out") == 1
 
 
 def in_a_process(root: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -367,6 +392,19 @@ def no_links(lake: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(os, "link", link)
 
 
+def flipped_bits(lake: Path, patch: pytest.MonkeyPatch) -> None:
+    """A new night on a state of which some bits have changed and no size has."""
+    write(lake / "log_data" / "first.json", b"\n".join(play(location=f"{i * 7919 % 9973}") for i in range(500)))
+    assert job(lake, lake.parent / "out").code == 0
+    path = max((lake.parent / "out" / "_state" / "events").rglob("*.parquet"), key=lambda path: path.stat().st_size)
+    content, middle = bytearray(path.read_bytes()), path.stat().st_size // 3
+    for place in range(middle, middle + 9):
+        content[place] ^= 0x55
+    path.write_bytes(content)
+    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
+    write(lake / "log_data" / "second.json", play())
+
+
 STOPS = {
     "truncated gzip": (
         lambda lake, patch: write(lake / "log_data" / "bad.json.gz", gzip.compress(play() * 999)[:-20]),
@@ -409,6 +447,10 @@ STOPS = {
     "INPUT is a file": (
         lambda lake, patch: (lake.rename(lake.parent / "x"), write(lake, b"")),
         ("in/song_data: a file stands where a directory is needed; move it or correct the address",),
+    ),
+    "damaged bits in the state": (
+        flipped_bits,
+        (".parquet: a file of the lake is damaged; rebuild all tables with --full",),
     ),
     "OUTPUT is a file": (
         lambda lake, patch: write(lake.parent / "out", b""),
@@ -517,7 +559,7 @@ def without_privileges() -> None:
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
-DENIED = "the user of the job may not do this; chmod or chown the place: "
+DENIED = "this user may not do this; chmod or chown the place: "
 PLACES = {
     "dl.cfg": ("dl.cfg: Permission denied; name the configuration", 2),
     "in/log_data": (f"in/log_data: {DENIED}Permission denied", 1),
