@@ -9,7 +9,7 @@ MODE ?=
 RUN = JAVA_HOME="$$(cat .venv/java_home)" .venv/bin/python
 TEST = JAVA_HOME="$$(cat .venv/java_home)" PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help setup run notebook notebook-outputs bench reliability mutations test test-all test-timezone test-spark35 test-killed \
+.PHONY: help setup run notebook notebook-outputs bench reliability mutations test test-all test-tools test-spark35 test-killed \
 	test-minio test-readme test-yarn lint clean
 
 help: ## lists the targets
@@ -35,14 +35,14 @@ reliability: .venv/tests ## runs the tests that try to break the job, and writes
 mutations: .venv/tests ## breaks rules of etl.py one at a time; each must fail a test; writes docs/mutations.md
 	@$(TEST) .venv/bin/python tools/mutations.py
 
-test: .venv/tests ## the tests, with a real S3 server on loopback
+test: .venv/tests ## the tests that every change must pass, with a real S3 server on loopback
 	@$(TEST) .venv/bin/python -m pytest
 	@.venv/bin/ruff check
 
-test-all: test test-killed test-timezone test-spark35 test-minio test-readme test-yarn ## all tests, the long ones too
+test-all: test test-tools test-killed test-spark35 test-minio test-readme test-yarn ## all tests, the long ones too
 
-test-timezone: .venv/tests ## the meaning of the tables, on a machine whose clock is not UTC
-	@$(TEST) TZ=America/New_York .venv/bin/python -m pytest tests/test_tables.py tests/test_job.py -k 'tables or oracle_has'
+test-tools: .venv/tests ## the tests of the oracle, the generator, the benchmarks and the notebook
+	@$(TEST) .venv/bin/python -m pytest -m tools
 
 test-spark35: .venv35/tests .venv/java_home ## the job's tests on Spark 3.5.6, what emr-7.13.0 runs
 	@$(TEST) NIGHTS=2 .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py \

@@ -1181,19 +1181,24 @@ def audit(spark: SparkSession, tables: dict[str, DataFrame], due: list[str], exp
     file, by address. JobError if a key is null or not unique, a reference is not in its table, or there are not as
     many rows and keys as the account of the input says. tables: all five."""
     checks = []
+    for name, rows in tables.items():
+        rows.createOrReplaceTempView(f"audited_{name}")
     for name in due:
         key, here = TABLES[name].key, f"'{name}' AS table"
         checks += [
-            f"SELECT {here}, file_path AS what, count(*), count({key}) FROM {{{name}}} GROUP BY file_path",
-            f"SELECT {here}, 'distinct', count(DISTINCT {key}), 0 FROM {{{name}}}",
+            f"SELECT {here}, file_path AS what, count(*), count({key}) FROM audited_{name} GROUP BY file_path",
+            f"SELECT {here}, 'distinct', count(DISTINCT {key}), 0 FROM audited_{name}",
             *(
-                f"SELECT {here}, '{column}', count(*), 0 FROM {{{name}}} LEFT ANTI JOIN (SELECT {TABLES[other].key} AS"
-                f" {column} FROM {{{other}}}) USING ({column}) WHERE {column} IS NOT NULL"
+                f"SELECT {here}, '{column}', count(*), 0 FROM audited_{name} LEFT ANTI JOIN (SELECT {TABLES[other].key}"
+                f" AS {column} FROM audited_{other}) USING ({column}) WHERE {column} IS NOT NULL"
                 for column, other in TABLES[name].references.items()
             ),
         ]
+    found = spark.sql(" UNION ALL ".join(checks)).collect() if checks else ()
+    for name in tables:
+        spark.catalog.dropTempView(f"audited_{name}")
     audits, by_file = {name: Counter(rows=0, known=0, distinct=0) for name in due}, {}
-    for name, what, rows, known in spark.sql(" UNION ALL ".join(checks), **tables).collect() if checks else ():
+    for name, what, rows, known in found:
         if what == "distinct":
             audits[name]["distinct"] = rows
         elif what not in TABLES[name].references:
@@ -1450,15 +1455,16 @@ def audited(
     read_back = {name: rows.select("*", "_metadata.file_path") for name, rows in staged.items() if name in tables}
     songs, logs = accounts.values()
     with work.timed("audit"):
-        small = [rows.persist() for name, rows in read_back.items() if name in ("songs", "artists", "users")]
+        for name in read_back.keys() & {"songs", "artists", "users"}:
+            read_back[name].persist()  # read once, and not once a check: songs has a file for each year
         expected = {"songplays": (logs.keys, logs.ids), "songs": (songs.keys, songs.ids)}
         audits, by_file = audit(work.spark, {**tables, **read_back}, [*read_back], expected)
-        for rows in small:  # they were read once, and not once a check: songs has a file for each year
+        for rows in read_back.values():
             rows.unpersist()
     work.report["audits"] = audits
     if logs.ids < logs.keys:
         log.warning("songplays: %s ids are shared by two plays, by chance; see docs/decisions.md", logs.keys - logs.ids)
-    return {unquote(address).split(f"/{work.staging}/")[1]: rows for address, rows in by_file.items()}
+    return {unquote(file).split(f"/{work.staging}/")[1]: rows for file, rows in by_file.items()}
 
 
 def files_after(work: Work, replaced: dict[str, set[str] | None], rows: dict[str, int]) -> dict[str, list]:

@@ -264,6 +264,14 @@ def small(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# The files that take longest come first, so that no worker is left alone with one at the end.
+LONGEST = ("test_nightly", "test_s3_job", "test_bad_input", "test_job")
+TOOLS = ("test_oracle", "test_generate", "test_benchmarks", "test_notebook")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.stem not in ("test_nightly", "test_s3_job", "test_job"))
+    """Sorts the tests, and marks those of tools: `make test` leaves them to `make test-tools`."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    for item in items:
+        if item.path.stem in TOOLS:
+            item.add_marker(pytest.mark.tools)

@@ -1,186 +1,317 @@
-"""Killed by SIGKILL at any point, the job leaves the old tables, or the next run makes the new ones whole."""
+"""A run that is broken anywhere leaves the old tables, or the next run makes the new ones whole."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
+import explorer
 import pytest
+import sparkless
 from conftest import ROOT, event, play_of, song, write_lake
-from lake import all_published, in_order
-from oracle import five_tables
-from s3 import Server, moto_server, objects, open_uploads
+from lake import all_published
+from s3 import Server, objects
+from sparkless import Lake
 
 import etl
 
-# What tests/killed.py knows as points, in the order of a night over the small lake below. The first `write` is the
-# journal's, then the ledger's and the report's. Moves bring new files, deletes 1 to 8 retire old ones, 9 the journal.
-BEFORE = [
-    "recover 1", "spark_session 1", "build 1", "stage_again 1", "in stage_again 1", "quarantine 1", "write_table 1",
-    "in write_table 1", "write_table 2", "in write_table 3", "write_table 7", "audit 1", "in audit 1", "check_shrink 1",
-    "publish 1", "write 1",
-]  # fmt: skip
-PUBLISHING = [
-    "move 1", "move 2", "move 9", "move 17",
-    "delete 1", "delete 2", "delete 5", "delete 8", "write 2", "write 3", "delete 9", "clear 2",
-]  # fmt: skip
-# On S3 these are spared: they are like others.
-ALIKE = {"build 1", "quarantine 1", "write_table 2", "write_table 7", "check_shrink 1", "move 2", "delete 2"}
-QUICK = {"in write_table 1", "move 9", "delete 5"}  # the others take minutes: make test-killed
+# What Disk asks of the system, besides open, and what changes something there and on S3.
+SYSTEM = ["link", "makedirs", "replace", "rmdir", "unlink", "sync", "walk"]
+CHANGES = {*SYSTEM[:5], "put_object", "copy_object", "delete_object"}
+STARTS = ["an empty lake", "a lake", "a lake that a killed run left"]
 
 
-def points(names: list[str], quick: set[str]) -> list:
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.killed) for name in names]
+class Fuse:
+    """Counts calls to the system or to S3, and breaks the run at the n-th, before that call does anything."""
+
+    def __init__(self, at: int, break_it: Callable[[], None]) -> None:
+        self.left, self.break_it = at, break_it
+
+    def burn(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.break_it()
+
+    def before(self, call: Callable) -> Callable:
+        def counted(*arguments: object, **options: object) -> object:
+            self.burn()
+            return call(*arguments, **options)
+
+        return counted
 
 
-class Place:
-    """A lake's tables on a disk or on S3: reset to those of the old input before each test."""
+class OnDisk:
+    error = OSError(5, "Input/output error")
 
-    def __init__(self, root: Path, config: Path, address: str, server: Server | None = None) -> None:
-        self.root, self.config, self.address, self.server = root, config, address, server
+    def __init__(self, root: Path) -> None:
+        self.settings = etl.Settings("in", str(root), max_shrink=1.0)
 
-    def run(self, point: str = "", *options: str) -> int:
-        """Runs the job in a process group of its own, and returns its exit code: -9 if it was killed at the point."""
-        arguments = ["--config", str(self.config), "--input", str(self.root / "in"), "--output", self.address]
-        command = [sys.executable, str(ROOT / "tests" / "killed.py"), point, *arguments, *options]
+    def empty(self) -> None:
+        shutil.rmtree(self.settings.output, ignore_errors=True)
+
+    def arm(self, patch: pytest.MonkeyPatch, fuse: Fuse, changes_only: bool) -> None:
+        def counted_open(path: str, mode: str = "r", **options: object) -> object:
+            counts = "w" in mode or not changes_only
+            file = (fuse.before(open) if counts else open)(path, mode, **options)
+            if "w" in mode:
+                fuse.burn()  # between opening and writing
+            return file
+
+        names = CHANGES.intersection(SYSTEM) if changes_only else SYSTEM
+        counted = {name: fuse.before(getattr(os, name)) for name in names}
+        patch.setattr(etl, "os", SimpleNamespace(**{**vars(os), **counted}))
+        patch.setattr(etl, "open", counted_open, raising=False)
+
+
+class OnS3:
+    """Each lake has a prefix of its own."""
+
+    error = etl.StoreError("s3://lake", OSError("no answer"))
+    numbers = count()
+
+    def __init__(self, settings: etl.Settings) -> None:
+        self.settings = settings
+
+    def empty(self) -> None:
+        self.settings = replace(self.settings, output=f"s3://lake/{next(self.numbers)}")
+
+    def arm(self, patch: pytest.MonkeyPatch, fuse: Fuse, changes_only: bool) -> None:
+        ask = etl.Bucket.ask
+
+        def counted_ask(bucket: etl.Bucket, operation: str, **arguments: object) -> dict:
+            if operation in CHANGES or not changes_only:
+                fuse.burn()
+            return ask(bucket, operation, **arguments)
+
+        patch.setattr(etl.Bucket, "ask", counted_ask)
+
+
+Place = OnDisk | OnS3
+
+
+@pytest.fixture(autouse=True)
+def without_spark(monkeypatch: pytest.MonkeyPatch) -> None:
+    sparkless.without_spark(monkeypatch)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnDisk:
+    monkeypatch.setattr(os, "sync", lambda: None)  # takes seconds on a busy machine
+    return OnDisk(tmp_path / "lake")
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> OnS3:
+    client = sparkless.Client()
+    monkeypatch.setattr(etl, "s3_client", lambda settings: client)
+    return OnS3(etl.Settings("in", "s3://lake", max_shrink=1.0))
+
+
+@pytest.fixture
+def server_s3(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnS3:
+    """S3 that outlives a killed run."""
+    place = OnS3(etl.read_settings(str(server.dl_cfg(tmp_path / "dl.cfg", "in", OUTPUT="s3://lake", MAX_SHRINK="1"))))
+    client = etl.s3_client(place.settings)
+    monkeypatch.setattr(etl, "s3_client", lambda settings: client)  # to make one takes as long as a run
+    return place
+
+
+def fails(place: Place, at: int, logs: Callable) -> tuple[str, bool]:
+    """A call gets an error."""
+
+    def error() -> None:
+        raise place.error
+
+    return broken(place, Fuse(at, error), logs)
+
+
+def is_interrupted(place: Place, at: int, logs: Callable) -> tuple[str, bool]:
+    """Someone presses Control-C."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        return broken(place, Fuse(at, interrupt), logs)
+    except KeyboardInterrupt:
+        return "interrupted", True
+
+
+def is_killed(place: Place, at: int, logs: Callable) -> tuple[str, bool]:
+    """The process gets SIGKILL. It was forked off for that."""
+    child = os.fork()
+    if not child:
+        broken(place, Fuse(at, lambda: os.kill(os.getpid(), signal.SIGKILL)), logs, changes_only=True)
+        os._exit(0)
+    how = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert how in (0, -signal.SIGKILL)
+    return ("killed", True) if how else ("done", False)
+
+
+def broken(place: Place, fuse: Fuse, logs: Callable, changes_only: bool = False) -> tuple[str, bool]:
+    """How the run r2 ends, and whether it came to where it is broken. It may well succeed after one error.
+
+    changes_only: between two changes it is the same where a run dies.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        place.arm(patch, fuse, changes_only)
+        return sparkless.outcome("r2", place.settings, logs), fuse.left <= 0
+
+
+def broken_everywhere(place: Place, start: Lake, breaks: Callable) -> int:
+    """Breaks a run at each of its calls, lets another run follow, and looks. Returns how many calls there were."""
+    delivered = {name for name in start if name.startswith(explorer.INPUT)}
+    logs = [*(name.split("/", 1)[1] for name in delivered), "log_data/r2.json"]
+    for at in count(1):
+        place.empty()
+        lake = etl.storage(place.settings.output, place.settings)
+        for name in start.keys() - delivered:
+            lake.write(name, start[name])
+        ended, reached = breaks(place, at, lambda: logs)
+        after = sparkless.contents(lake)
+        wrong = [*sparkless.problems(after, [("r2", ended)])]
+        assert not wrong, f"broken at call {at}, the run ended: {ended}"
+        assert sparkless.outcome("s1", place.settings, lambda: logs) == "done", f"after a run broken at call {at}"
+        wrong = [*sparkless.not_healed(after, sparkless.contents(lake))]
+        assert not wrong, f"broken at call {at}, the run ended: {ended}"
+        if not reached:
+            assert ended == "done"
+            return at - 1
+    raise AssertionError
+
+
+def start_of(name: str) -> Lake:
+    """What the broken run finds. Its input has a log more."""
+    lake = explorer.first_lake(False, *([] if name == "an empty lake" else ["r0"]))
+    if name != "a lake that a killed run left":
+        return lake
+    _, lakes = explorer.alone(lake, "r1", False)
+    return next(lake for lake in lakes if len(sparkless.ledgers(lake)) == 2)  # just committed
+
+
+@pytest.mark.parametrize("breaks", [fails, is_interrupted, is_killed])
+@pytest.mark.parametrize("start", STARTS)
+def test_on_a_disk_a_run_may_break_at_any_call_to_the_system(
+    disk: OnDisk, start: str, breaks: Callable, record_property: Callable
+) -> None:
+    record_property("broken on a disk", broken_everywhere(disk, start_of(start), breaks))
+
+
+@pytest.mark.parametrize("breaks", [fails, is_interrupted])
+@pytest.mark.parametrize("start", STARTS)
+def test_on_s3_a_run_may_break_at_any_request(
+    s3: OnS3, start: str, breaks: Callable, record_property: Callable
+) -> None:
+    record_property("broken on S3", broken_everywhere(s3, start_of(start), breaks))
+
+
+@pytest.mark.killed
+@pytest.mark.parametrize("start", STARTS)
+def test_on_s3_a_run_may_be_killed_before_any_change(server_s3: OnS3, start: str, record_property: Callable) -> None:
+    record_property("broken on S3", broken_everywhere(server_s3, start_of(start), is_killed))
+
+
+# --- driver and JVM -------------------------------------------------------------------------------------------------
+
+
+class Nights:
+    """A lake of the old input on a disk or on S3, for each test from the start, and the new input."""
+
+    def __init__(self, root: Path, server: Server) -> None:
+        self.root, self.server, self.output, self.config = root, server, str(root / "lake"), root / "dl.cfg"
+
+    def start(self, place: str) -> None:
+        before = self.root / "before"
+        if place == "disk":
+            shutil.copytree(before, self.output)
+            return
+        self.output, self.config = f"s3://lake/{self.root.name}", self.root / "s3.cfg"
+        self.server.dl_cfg(self.config, "unused", MAX_BAD_RATIO="1")
+        for path in before.rglob("*"):
+            if path.is_file():
+                key = f"{self.root.name}/{path.relative_to(before)}"
+                self.server.client().upload_file(str(path), "lake", key)
+
+    def run(self, moment: str = "") -> int:
+        """Runs the job in a process group of its own. Returns its exit code: -9 if it was killed."""
+        program = [str(ROOT / "tests" / "killed.py"), moment] if moment else [str(ROOT / "etl.py")]
+        places = ["--input", str(self.root / "in"), "--output", self.output]
+        command = [sys.executable, *program, "--config", str(self.config), *places]
         done = subprocess.run(command, start_new_session=True, capture_output=True)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()[-3000:]
         return done.returncode
 
-    def storage(self) -> etl.Disk | etl.Bucket:
-        return etl.storage(self.address, etl.read_settings(str(self.config)))
+    def lake(self) -> etl.Disk | etl.Bucket:
+        return etl.storage(self.output, etl.read_settings(str(self.config), input=str(self.root / "in")))
 
     def tables(self) -> dict[str, list[tuple]]:
         """What a reader sees now."""
-        if not self.server:
-            return all_published(self.address)
-        bucket, prefix = etl.s3_place(self.address)
+        if not self.output.startswith("s3"):
+            return all_published(self.output)
         shutil.rmtree(self.root / "seen", ignore_errors=True)
-        for key, body in objects(self.server.client(), bucket, f"{prefix}/").items():
-            path = self.root / "seen" / key.removeprefix(f"{prefix}/")
+        for key, body in objects(self.server.client(), "lake", f"{self.root.name}/").items():
+            path = self.root / "seen" / key.removeprefix(f"{self.root.name}/")
             if key.endswith(".parquet"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(body)
         return all_published(self.root / "seen")
 
-    def reset(self) -> None:
-        if not self.server:
-            shutil.rmtree(self.address, ignore_errors=True)
-            shutil.copytree(self.root / "before", self.address)
-            return
-        storage = self.storage()
-        storage.delete(list(storage.files("")))
-        for path in (self.root / "before").rglob("*"):
-            if path.is_file():
-                key = f"{etl.s3_place(self.address)[1]}/{path.relative_to(self.root / 'before')}"
-                self.server.client().upload_file(str(path), etl.s3_place(self.address)[0], key)
-
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`before`: the tables of an input. `in`: the same with what has come since, of which a night has all to do that
-    one can: rows are added to a month, a month is new, another is built anew since its play has another song now."""
-    root = tmp_path_factory.mktemp("killed")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`before`: a lake. `in`: its input with what has come since, which calls for all that a run can do: a month gets
+    rows, a month is new, and another is touched since its play has another song now. `after`: a lake of all of it."""
+    root = tmp_path_factory.mktemp("inputs")
     plays = [play_of(song()), event(itemInSession=1), event(userId="8", at="2018-12-01")]
     write_lake(root / "in", [song()], plays)
     config = (ROOT / "dl.cfg").read_text().replace("MAX_BAD_RATIO = 0.05", "MAX_BAD_RATIO = 1")
     (root / "dl.cfg").write_text(config)
-    assert Place(root, root / "dl.cfg", str(root / "before")).run() == 0
-    shutil.copytree(root / "in", root / "old")
+    undisturbed = Nights(root, None)
+    undisturbed.output = str(root / "before")
+    assert undisturbed.run() == 0
     for kind, name in (("song_data", "songs.json"), ("log_data", "more.json")):
         songs, plays = [song(song_id="SO0", year=1950)], [event(at="2017-01-01"), event(at="2018-12-02"), "{"]
         new = write_lake(root / "new", songs, plays)
         (new / kind / "A" / "rows.json").rename(root / "in" / kind / name)
+    undisturbed.output = str(root / "after")
+    assert undisturbed.run() == 0
     return root
 
 
-@pytest.fixture(scope="module")
-def disk(root: Path) -> Place:
-    return Place(root, root / "dl.cfg", str(root / "output"))
-
-
-@pytest.fixture(scope="module")
-def s3(root: Path) -> Iterator[Place]:
-    with moto_server() as server:
-        server.client().create_bucket(Bucket="lake")
-        config = server.dl_cfg(root / "s3.cfg", "unused", MAX_BAD_RATIO="1")
-        yield Place(root, config, "s3://lake/tables", server)
-
-
-@pytest.fixture(scope="module")
-def expected(root: Path) -> Callable[[bool], dict[str, list[tuple]]]:
-    old, new = (in_order(five_tables(str(root / name))) for name in ("old", "in"))
-    return lambda published: new if published else old
-
-
-def killed_and_recovered(place: Place, point: str, expected: Callable, published: bool, *options: str) -> None:
-    place.reset()
-    assert place.run(point, *options) == -signal.SIGKILL, f"{point} was not passed"
-    storage = place.storage()
-    if not published:
-        assert place.tables() == expected(False)
-    with etl.Lease(storage, "the next run", 60):
-        etl.recover(storage)
-    assert place.tables() == expected(published)
-    assert storage.files(etl.STAGING) == {}
-    assert len(storage.files(etl.RUNS)) == 1 + published
-    assert etl.read_ledger(storage)["files"] == etl.lake_files(storage)
-    assert not place.server or open_uploads(place.server.client(), "lake") == []
-
-
-@pytest.mark.parametrize("point", points(BEFORE, QUICK))
-def test_killed_before_it_publishes_on_a_disk_a_run_has_changed_nothing(
-    disk: Place, point: str, expected: Callable, record_property: Callable
-) -> None:
-    record_property("killed on a disk", 1)
-    killed_and_recovered(disk, point, expected, published=False)
-
-
-@pytest.mark.parametrize("point", points(PUBLISHING, QUICK))
-def test_killed_while_it_publishes_on_a_disk_a_run_is_finished_by_the_next(
-    disk: Place, point: str, expected: Callable, record_property: Callable
-) -> None:
-    record_property("killed on a disk", 1)
-    killed_and_recovered(disk, point, expected, published=True)
-
-
 @pytest.mark.killed
-@pytest.mark.parametrize("point, published", [("write_table 5", False), ("move 9", True), ("delete 6", True)])
-def test_a_full_run_that_is_killed_is_as_whole_as_a_night(
-    disk: Place, point: str, published: bool, expected: Callable, record_property: Callable
+@pytest.mark.parametrize(
+    "place, moment",
+    [
+        ("disk", "building"), ("disk", "committing"), ("disk", "moving"),
+        ("S3", "building"), ("S3", "moving"), ("S3", "retiring"),
+    ],
+)  # fmt: skip
+def test_killed_with_its_jvm_a_run_leaves_the_old_tables_or_the_next_makes_the_new_ones_whole(
+    inputs: Path, server: Server, tmp_path: Path, place: str, moment: str, record_property: Callable
 ) -> None:
-    record_property("killed on a disk", 1)
-    killed_and_recovered(disk, point, expected, published, "--full")
-
-
-@pytest.mark.parametrize("point", points([name for name in BEFORE if name not in ALIKE], set()))
-def test_killed_before_it_publishes_on_s3_a_run_has_changed_nothing(
-    s3: Place, point: str, expected: Callable, record_property: Callable
-) -> None:
-    record_property("killed on S3", 1)
-    killed_and_recovered(s3, point, expected, published=False)
-
-
-@pytest.mark.parametrize("point", points([name for name in PUBLISHING if name not in ALIKE], set()))
-def test_killed_while_it_publishes_on_s3_a_run_is_finished_by_the_next(
-    s3: Place, point: str, expected: Callable, record_property: Callable
-) -> None:
-    record_property("killed on S3", 1)
-    killed_and_recovered(s3, point, expected, published=True)
-
-
-@pytest.mark.killed
-@pytest.mark.parametrize("place", ["disk", "s3"])
-def test_a_run_that_is_killed_while_it_finishes_another_is_finished_by_the_third(
-    place: str, expected: Callable, request: pytest.FixtureRequest
-) -> None:
-    place = request.getfixturevalue(place)
-    place.reset()
-    assert place.run("move 3") == place.run("delete 3") == -signal.SIGKILL
-    assert place.run() == 0
-    assert place.tables() == expected(True)
-    assert place.storage().files(etl.STAGING) == {}
+    for name in ("in", "before", "dl.cfg"):
+        (tmp_path / name).symlink_to(inputs / name)
+    nights = Nights(tmp_path, server)
+    nights.start(place)
+    old, new = (all_published(inputs / name) for name in ("before", "after"))
+    assert nights.run(moment) == -signal.SIGKILL
+    if moment in ("building", "committing"):
+        assert nights.tables() == old
+    else:
+        whole = old if moment == "moving" else new  # of the others readers see some
+        assert all({*whole[name]} <= {*rows} for name, rows in nights.tables().items())
+    assert nights.run() == 0
+    assert nights.tables() == new
+    lake = nights.lake()
+    listed = etl.newest_ledger(lake, False).files
+    assert {name: size for name, (size, _) in listed.items()} == etl.lake_files(lake)
+    assert lake.files(etl.STAGING) == {} and len(lake.files(etl.RUNS)) == 2 + (moment in ("moving", "retiring"))
+    record_property(f"killed with its JVM on {place}", 1)

@@ -28,6 +28,7 @@ PLAYS = [
     event(at="2018-12-05", userId="1"),
 ]
 BY_DAY = {"PLAYS_PARTITION_BY": "year, month, day"}
+LOG_B = [event(at="2018-11-06", userId="8"), event(at="2018-11-06", page="Home", userId="7")]
 LAYOUTS = {"by month": {}, "by day": BY_DAY}
 
 
@@ -91,6 +92,7 @@ def first_nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
         shutil.rmtree(root / "lake", ignore_errors=True)
         if key not in made:
             write_lake(nights.source, SONGS[:1], PLAYS)
+            nights.deliver("log_data/b.json", LOG_B)
             nights.published_with()
             made[key] = shutil.copytree(root / "lake", root / f"copy {len(made)}")
         else:
@@ -133,14 +135,14 @@ VERSIONS = st.builds(
 
 def deliveries(kind: str, rows: st.SearchStrategy) -> st.SearchStrategy:
     """A file that is new, another under an old name, or None: the file goes."""
-    names = st.sampled_from([f"{kind}/{name}.json" for name in ("a b", "c/d", "[e]")])
+    names = st.sampled_from([f"{kind}/{name}.json" for name in ("b", "c d/e", "[f]")])
     return st.tuples(names, st.none() | st.lists(rows | st.just("{"), min_size=1, max_size=4))
 
 
 NIGHT = st.lists(
     deliveries("log_data", EVENTS) | deliveries("log_data", EVENTS) | deliveries("song_data", VERSIONS),
-    min_size=1,
-    max_size=3,
+    min_size=2,
+    max_size=4,
 )
 
 
@@ -153,7 +155,7 @@ NIGHT = st.lists(
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],
 )
-@given(deliveries=st.lists(NIGHT, min_size=2, max_size=4))
+@given(deliveries=st.lists(NIGHT, min_size=2, max_size=3))
 def test_any_sequence_of_nights_gives_what_one_full_run_gives(
     first_nights: Callable[..., Nights], layout: str, deliveries: list
 ) -> None:
@@ -216,16 +218,19 @@ def test_a_song_that_nobody_has_played_replaces_no_play(nights: Nights) -> None:
     assert {file for file in before if file.startswith(("songplays/", "time/", "users/"))} <= nights.files()
 
 
-@pytest.mark.parametrize("rows", [None, [event(at="2018-12-07", userId="9")]], ids=["vanished", "changed"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout, rows, replaced",
+    [
+        ("by month", None, {"year=2018/month=11"}),
+        ("by month", [event(at="2018-12-07", userId="9")], {"year=2018/month=11", "year=2018/month=12"}),
+        ("by day", [event(at="2018-12-05", userId="9")], {"year=2018/month=11/day=6", "year=2018/month=12/day=5"}),
+    ],
+    ids=["vanished", "changed", "changed, by day"],
+)
 def test_a_log_that_has_changed_or_vanished_replaces_the_partitions_of_its_old_and_new_lines_alone(
-    first_nights: Callable[..., Nights], layout: str, rows: list[Row] | None
+    first_nights: Callable[..., Nights], layout: str, rows: list[Row] | None, replaced: set[str]
 ) -> None:
     nights = first_nights(**LAYOUTS[layout])
-    nights.deliver(
-        "log_data/b.json", [event(at="2018-11-06", userId="8"), event(at="2018-11-06", page="Home", userId="7")]
-    )
-    nights.published_with()
     before = nights.files()
     if rows:
         nights.deliver("log_data/b.json", rows)
@@ -233,11 +238,7 @@ def test_a_log_that_has_changed_or_vanished_replaces_the_partitions_of_its_old_a
         (nights.source / "log_data/b.json").unlink()
     assert not nights.published_with().says("all tables are rebuilt")
     assert not {7, 8} & {row[0] for row in published(nights.output, "users")}
-    expected = {
-        "by month": {"year=2018/month=11", *["year=2018/month=12"] * bool(rows)},
-        "by day": {"year=2018/month=11/day=6"},  # 15 November has another play; 7 December had none before
-    }
-    assert nights.replaced("songplays/", before) == expected[layout]
+    assert nights.replaced("songplays/", before) == replaced
 
 
 def test_plays_that_come_again_are_duplicates_and_a_greater_version_of_one_wins(nights: Nights) -> None:
@@ -253,11 +254,11 @@ def test_plays_that_come_again_are_duplicates_and_a_greater_version_of_one_wins(
 def test_a_level_that_is_delivered_late_does_not_win(nights: Nights) -> None:
     nights.deliver("log_data/late.json", [event(at="2018-12-04", userId="1", level="paid")])
     nights.published_with()
-    assert {row[0]: row[4] for row in published(nights.output, "users")} == {1: "free"}
+    assert {row[0]: row[4] for row in published(nights.output, "users")}[1] == "free"
 
 
 def test_a_partition_has_as_few_files_after_many_nights_as_after_one(nights: Nights) -> None:
-    for number in range(4):
+    for number in range(3):
         nights.deliver(f"log_data/{number}.json", [event(at="2018-11-20", itemInSession=number)])
         assert nights.run().code == 0
     for name in ("songplays", "time", "_state/events"):
@@ -279,16 +280,17 @@ def test_plays_that_share_a_songplay_id_by_chance_are_published_with_a_warning(
 ) -> None:
     monkeypatch.setattr(etl, "songplay_id", lambda: F.col("ts") % 2)
     plays = [event(at="2018-12-06", itemInSession=n) for n in range(3)]
-    nights.deliver("log_data/b.json", plays + plays[:1] * copies)
+    nights.deliver("log_data/c.json", plays + plays[:1] * copies)
     outcome = nights.run()
     assert outcome.code == 0, outcome.lines
     assert [line for line in outcome.lines if line.startswith("WARNING songplays: ") and "shared by" in line]
     rows = published(nights.output, "songplays")
-    assert len(rows) == 6 and len({row[1:] for row in rows}) == 4  # by time, user and session: items are no column
+    assert len(rows) == len(PLAYS) + 1 + len(plays)
     assert sum(file["duplicates"] for file in reports(nights.output)[-1]["files"]) == copies
-    monkeypatch.undo()
-    nights.deliver("log_data/c.json", [event(at="2018-12-06", itemInSession=4)])
-    nights.published_with()  # with the ids as they should be
+    if copies:
+        monkeypatch.undo()
+        nights.deliver("log_data/d.json", [event(at="2018-12-06", itemInSession=4)])
+        nights.published_with()  # with ids as they should be
 
 
 # What is new, and why all is rebuilt: without Spark ------------------------------------------------------------------
@@ -398,7 +400,7 @@ def test_a_small_run_does_without_the_second_of_javas_compilers(
         raise etl.JobError("Spark is not needed here")
 
     monkeypatch.setattr(etl, "spark_session", no_session)
-    nights.deliver("log_data/b.json", ["x" * 1000])
+    nights.deliver("log_data/c.json", ["x" * 1000])
     assert nights.run().error == "Spark is not needed here"
     state = sum((nights.output / file).stat().st_size for file in nights.files("_state/events/"))
     assert sizes == [1000 + state]
@@ -453,7 +455,7 @@ def test_a_lake_of_version_1_is_rebuilt_with_one_line_and_nothing_of_it_stays(ni
 def test_a_damaged_ledger_stops_the_run_by_name_before_spark_starts(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nights.deliver("log_data/b.json", [event(at="2018-12-06")])
+    nights.deliver("log_data/c.json", [event(at="2018-12-06")])
     (ledger,) = nights.ledgers()
     text = (nights.output / ledger).read_text()
     (nights.output / ledger).write_text(text[: len(text) // 2])
@@ -467,14 +469,14 @@ def test_a_damaged_file_of_the_same_size_stops_the_run_and_full_rebuilds(nights:
     (file,) = nights.files("_state/users/")
     size = (nights.output / file).stat().st_size
     (nights.output / file).write_bytes(b"PAR1" + b"x" * (size - 8) + b"PAR1")
-    nights.deliver("log_data/b.json", [event(at="2018-12-06")])
+    nights.deliver("log_data/c.json", [event(at="2018-12-06")])
     outcome = nights.run()
     assert outcome.code == 1 and "a file of the lake is damaged; rebuild all tables with --full" in outcome.error
     assert the_only_line(nights.published_with("--full"), "all tables are rebuilt").startswith("WARNING --full: ")
 
 
 def test_a_night_that_was_refused_is_made_up_for_by_the_next(nights: Nights) -> None:
-    nights.deliver("log_data/b.json", [event(at="2018-12-06"), "{", "}"])
+    nights.deliver("log_data/c.json", [event(at="2018-12-06"), "{", "}"])
     before = nights.files()
     nights.settings["MAX_BAD_RATIO"] = 0.5
     assert "2 of 3 lines cannot be used" in nights.run().error and nights.files() == before

@@ -2,8 +2,8 @@
 
     make reliability
 
-It runs the tests that kill, race, starve and feed garbage; each tells by `record_property` how much it has tried. A
-number is summed over the tests, a text stands as it is. The table is written only when all of them pass.
+It runs the tests that kill, race, starve and feed garbage. Each records as a property how much it has tried. Numbers
+are summed over the tests, a text stands as it is. The table is written only when all of them pass.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ("test_killed", "test_lease", "test_faults", "test_bad_input", "test_s3_job")
+SUITES = ("test_ledger", "test_killed", "test_storage", "test_faults", "test_bad_input", "test_s3_job")
 ROWS = {  # what a test calls it -> what the table says of it
-    "killed on a disk": "SIGKILL of driver and JVM, tables on a disk|the old tables; after recovery the new, whole",
-    "killed on S3": "SIGKILL of driver and JVM, tables on S3|the old tables; after recovery the new, whole",
-    "racing starts": "runs that start at once, on a disk and on S3|one works, the others name it",
+    "states": "states that two or three runs at once can reach, step by step|no promise broken; one more run heals",
+    "broken on a disk": "calls to the system at which a run fails, is interrupted or killed|the same",
+    "broken on S3": "requests to S3 at which a run fails, is interrupted or killed|the same",
+    "killed with its JVM on disk": "SIGKILL of driver and JVM in mid-job, tables on a disk|the same",
+    "killed with its JVM on S3": "SIGKILL of driver and JVM in mid-job, tables on S3|the same",
+    "racing commits": "commits at the same moment, on a disk and on S3|one succeeds",
     "failed requests": "S3 requests answered by 503 or a reset, one in ten|the same tables",
     "failed tasks": "tasks that fail after they have read all of their lines|the same tables",
     "bad inputs": "bad files, values and configurations|a quarantined line, or one clear line",
-    "store down": "the store goes down in mid-run, `LEASE_SECONDS = 15`|one clear line, exit 1",
+    "store down": "the store goes down in mid-run|one clear line, exit 1",
     "publication": "time in which readers could see a mix, S3 with 20 ms a request|one copy a file, 32 at once",
 }
 
 
 def tried(report: Path) -> dict[str, str]:
-    """What the passed tests tell that they have tried."""
+    """What the tests have tried, by the names in ROWS."""
     sums, texts = Counter(), {}
     for entry in xml.etree.ElementTree.parse(report).iter("property"):
         name, value = entry.attrib["name"], entry.attrib["value"]
