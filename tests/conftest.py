@@ -269,6 +269,14 @@ LONGEST = ("test_nightly", "test_s3_job", "test_bad_input", "test_job")
 TOOLS = ("test_oracle", "test_generate", "test_benchmarks", "test_notebook")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Half characters, of names that are not UTF-8, cannot travel from a worker to pytest."""
+    report = yield
+    report.sections = [(name, text.encode(errors="replace").decode()) for name, text in report.sections]
+    return report
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the tests, and marks those of tools: `make test` leaves them to `make test-tools`."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

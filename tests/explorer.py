@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -224,35 +223,33 @@ class Explorer:
             self.lakes.append(lake)
         return self.numbers[key]
 
-    def all(self, seconds: float = float("inf")) -> bool:
-        """Visits each state once, near ones first. Returns whether so much of the processor was enough for all."""
-        queue, until = [self.start], time.process_time() + seconds
+    def all(self, limit: float = float("inf")) -> None:
+        """Visits each state once, near ones first, but not many more than the limit."""
+        queue = [self.start]
         for state in queue:  # grows
             self.visit(state)
-            if time.process_time() > until:
-                return False
-            for following, label in self.following(state):
+            for following, label in self.following(state) if len(queue) < limit else ():
                 if following not in self.parents:
                     self.parents[following] = (state, label)
                     queue.append(following)
-        return True
 
     def walks(self, count: int, seed: int) -> None:
-        """Visits what lies on this many random ways from the start to an end."""
+        """Visits what lies on this many random ways from the start to an end, where little goes wrong."""
         dice = random.Random(seed)
         for _ in range(count):
             state = self.start
             while ways := list(self.following(state)):
-                before, (state, label) = state, dice.choice(ways)
+                usual = [1 if after[2:] == state[2:] else 0.02 for after, _ in ways]
+                before, (state, label) = state, dice.choices(ways, usual)[0]
                 self.parents.setdefault(state, (before, label))
                 self.visit(state)
 
     def following(self, state: State) -> Iterator[tuple[State, str]]:
         """The states that are one step away, and the steps as text."""
         for at, place in enumerate(state.runs):
-            first = self.start.runs[at]
-            if at and place == first and state.runs[at - 1] == self.start.runs[at - 1] and self.names[at][0] == "r":
-                continue  # runs are alike: they start in order
+            alike = at and self.names[at][0] == self.names[at - 1][0]
+            if alike and state.runs[at - 1 : at + 1] == self.start.runs[at - 1 : at + 1]:
+                continue  # alike runs start in order
             call = self.runs.call[place]
             if call[0] != "end":
                 for lake, answer, fault, late, label in self.step(state.lake, call):
@@ -290,10 +287,11 @@ class Explorer:
         """The lakes that a run alone may leave: it ends, or is killed after any of its changes."""
         if (lake, run) not in self.steps:
             how, lakes = alone(self.lakes[lake], run, self.disk)
-            changes = range(1, len(lakes)) if self.killed else [len(lakes) - 1]
-            texts = {n: f"{run} alone, killed after {n} changes" for n in changes} | {
-                len(lakes) - 1: f"{run} alone: {how}"
-            }
+            if how != "done":
+                self.found.setdefault("a run that is alone fails", how)
+            last = len(lakes) - 1
+            texts = {n: f"{run} alone, killed after {n} changes" for n in range(1, last) if self.killed}
+            texts[last] = f"{run} alone: {how}"
             self.steps[lake, run] = [(self.number(lakes[n]), text) for n, text in texts.items()]
         return self.steps[lake, run]
 
