@@ -250,9 +250,9 @@ def columns(text: str) -> tuple[str, ...]:
 
 # How a value must look, and what to do if it does not. Java takes a bucket for a host name: no underscore, and the
 # part after the last dot begins with a letter. Spark and shells read * ? { } [ ] \ # $ ; ~ as more than a name.
-BUCKET = r"(?=[^/]{3,63}(/|$))(?![^/]*\.[^a-z/][^./]*(/|$))[a-z0-9][a-z0-9.-]*[a-z0-9]"
+BUCKET = r"(?=[^/]{3,63}(/|$))(?![^/]*(\.\.|-\.|\.-))(?![^/]*\.[^a-z/][^./]*(/|$))[a-z0-9][a-z0-9.-]*[a-z0-9]"
 PLACE = (
-    rf"(?!.*[*?{{}}\[\]\\#$;\x00-\x1f])(s3[an]?://{BUCKET}(/+(?!\.\.?(/|$))[^/]+)?(/(?!\.\.?(/|$))[^/]+)*/?|(?!~|.*://).+)",
+    rf"(?!.*[*?{{}}\[\]\\#$;\x00-\x1f])(s3[an]?://{BUCKET}(/+(?!\.\.?(/|$))[^/]+)?(/(?!\.\.?(/|$))[^/]+)*/?|(?![~'\"]|\w+:).+)",
     "give a directory or s3://BUCKET/PREFIX, with a bucket of 3 to 63 lower-case letters, digits and hyphens (of an"
     " access point its alias), no empty part, and none of * ? { } [ ] \\ # $ ; ~",
     str,
@@ -538,6 +538,8 @@ SESSION = {
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
     "spark.sql.json.enablePartialResults": "true",
+    "mapreduce.input.linerecordreader.line.maxlength": str(2**31 - 1),  # Hadoop drops longer lines in silence
+    "parquet.page.verify-checksum.enabled": "true",  # else flipped bits are read as other values
     "spark.sql.files.maxPartitionBytes": str(TASK_BYTES),
     "spark.sql.files.openCostInBytes": str(TASK_BYTES // TASK_FILES),
     "spark.sql.files.maxRecordsPerFile": "10000000",  # S3 copies an object of up to 5 GB
@@ -1167,6 +1169,10 @@ def check_limit(kind: str, account: Account, settings: Settings, where: str) -> 
     empty = [name for name, file in account.files.items() if not any(map(file.get, FATES))]
     if empty:
         log.warning("%s: %s files have no line; the first is %s", kind, f"{len(empty):,}", min(empty))
+        texts = [name for name in empty if name.endswith(".json")]
+        for name, text in zip(texts, side_by_side(storage(settings.input, settings).read, texts)):
+            if re.search(r"[^\s\ufeff]", text or ""):
+                raise JobError(f"{settings.input}/{name}: Spark has read no line of it; nothing was published")
     if bad > lines * settings.max_bad_ratio:
         reasons = ", ".join(f"{count:,} {problem}" for problem, count in account.problems.most_common())
         hint = " (each line must be one JSON object)" * ("broken JSON" in account.problems)
@@ -1309,7 +1315,8 @@ class Work(NamedTuple):
         """The staged files that go into the lake, by their final names, and their bytes."""
         found = {f[len(self.staging) + 1 :]: file.size for f, file in self.lake.files(self.staging).items()}
         unused = f"{EVENTS.name}/year=__HIVE_DEFAULT_PARTITION__"  # lines that are counted and not needed again
-        return {f: size for f, size in found.items() if f.endswith(".parquet") and not f.startswith(unused)}
+        visible = {f: size for f, size in found.items() if not is_hidden(f.removeprefix(f"{STATE}/"))}  # no __magic
+        return {f: size for f, size in visible.items() if f.endswith(".parquet") and not f.startswith(unused)}
 
     def partitions_of(self, rows: DataFrame) -> set[str]:
         """The partitions of plays in which the rows lie."""
@@ -1607,6 +1614,7 @@ REMEDIES = {
     " rebuild all tables with --full",
     "FileNotFound|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run again",
     "Not a directory|File exists": "a file stands where a directory is needed; move it or correct the address",
+    "InvalidPathException": "Java cannot write this name under its locale; start it with LC_ALL=C.UTF-8",
     "Relative path in absolute URI": "Spark cannot read a file with a colon in its name from a disk; rename it",
     "UnsupportedClassVersion|getSubject is not supported|JAVA_GATEWAY_EXITED|JAVA_HOME": "Spark did not start, and the"
     " lines above say why; it needs Java 17 or 21 (`make setup`, or set JAVA_HOME), a name for"
@@ -1636,7 +1644,7 @@ def explained(place: str, said: str, cause: str) -> str:
     """The place, what to do about what was said if that is known, and the cause."""
     said = re.sub(r"\S*/\S*", "", said)  # names of files may say anything
     remedy = next((remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, said)), "")
-    return " ".join(": ".join(filter(None, [place, remedy, cause])).splitlines())
+    return ": ".join(filter(None, [place, remedy, cause]))
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -1668,7 +1676,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("interrupted; the next run clears up, and finishes what this one may have committed")
         return 130
     except FAULTS as error:
-        log.error("%s", one_line(error))
+        log.error("%s", " ".join(one_line(error).splitlines()))  # a file's name may have two lines
         return getattr(error, "exit_code", 1)
     return 0
 
