@@ -99,7 +99,7 @@ def field_types(ddl: str) -> dict[str, str]:
 def wrong_case(names: str) -> str:
     """Whether a field is missing and the line's top level has its name in other letters: Level for level."""
     # The first test is quick and nearly always false. The second looks at the keys alone, not at nested objects.
-    rule = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})" *:'
+    rule = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})"'
         AND exists(json_object_keys(value), key -> key != '{0}' AND lower(key) = lower('{0}')))"""
     return " OR ".join(rule.format(name) for name in names.split())
 
@@ -389,7 +389,8 @@ def checked(lines: DataFrame, ddl: str, rules: dict[str, str]) -> DataFrame:
     )
     wrong_type = "corrupt IS NOT NULL AND {0} IS NULL AND get_json_object(value, '$.{0}') IS NOT NULL"
     reasons = {
-        "broken JSON": "closed IS NULL OR size(line) != 1 OR a IS NULL",
+        "broken JSON": "closed IS NULL OR size(line) != 1 OR a IS NULL"
+        " OR again.corrupt IS NOT NULL AND json_object_keys(value) IS NULL",  # [,] in the place of text
         **{f"wrong type: {name}": wrong_type.format(name) for name, type in types.items() if type != "STRING"},
         "a key twice": "again.corrupt IS NOT NULL",  # one value is right, and the other has a wrong type
         **rules,
@@ -802,6 +803,8 @@ class Disk:
     def draft(self, draft: str, text: str, name: str) -> str:
         for path in (self.at(name), self.at(draft)):
             os.makedirs(os.path.dirname(path), exist_ok=True)
+        with suppress(FileNotFoundError):  # an earlier draft may be linked: to write into it would change the ledger
+            os.unlink(path)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return path
@@ -813,8 +816,8 @@ class Disk:
         missing = set()
         for source, target in moves.items():
             while os.path.exists(self.at(source)):
-                os.makedirs(os.path.dirname(self.at(target)), exist_ok=True)
                 with suppress(FileNotFoundError):  # another run has removed the directory, or moved the file
+                    os.makedirs(os.path.dirname(self.at(target)), exist_ok=True)
                     os.replace(self.at(source), self.at(target))
                     break
             else:
@@ -1015,20 +1018,18 @@ def newest_number(lake: Disk | Bucket) -> int:
 
 def newest_ledger(lake: Disk | Bucket, full: bool) -> Ledger:
     """The newest ledger. JobError if it is damaged; with `full`, the newest that is not, under the newest number."""
-    for _ in range(10):
+    while True:
         found = ledgers(lake)
         if not found:
             return version_1(lake)
+        number = max(found)
         for name, _ in list(found.values())[: None if full else 1]:
-            try:
+            with suppress(ValueError, TypeError):
                 content = json.loads(lake.read(name) or "{}")
                 if "files" in content:
-                    return Ledger(**{**content, "number": max(found)})
-            except (ValueError, TypeError):
-                if not full:
-                    raise JobError(f"{lake.root}/{name} is damaged; rebuild all tables with --full") from None
-        # The newest was cut or gone when it was read, so there is a newer one by now.
-    raise JobError(f"{lake.root}/{LEDGER} lacks its newest files; restore them, or choose another OUTPUT")
+                    return Ledger(**{**content, "number": number})
+        if newest_number(lake) == number:  # else what was read had been cut, since there is a newer one
+            raise JobError(f"{lake.root}/{found[number][0]} is damaged; rebuild all tables with --full")
 
 
 def version_1(lake: Disk | Bucket) -> Ledger:
@@ -1068,6 +1069,7 @@ def lake_files(lake: Disk | Bucket) -> dict[str, int]:
 def settle(lake: Disk | Bucket, ledger: Ledger) -> str:
     """Makes the lake what the ledger says. SUPERSEDED: a newer one exists. MISSING: a listed file is nowhere."""
     before, staging = lake_files(lake), f"{STAGING}/{ledger.number - 1:09}-{ledger.run}"
+    lake.write(f"{RUNS}/{ledger.run}.json", json.dumps(ledger.report))
     moves = {f"{staging}/{file}": file for file in ledger.files if file not in before}
     if lake.move(moves):  # a file was neither here nor there: look once more, and only then for a newer ledger
         still_missing = set(moves.values()) - lake_files(lake).keys()
@@ -1078,7 +1080,6 @@ def settle(lake: Disk | Bucket, ledger: Ledger) -> str:
     lake.delete([file for file in ledger.retire if file in before or file.startswith(VERSION_1)])
     old = {file: re.match(rf"{STAGING}/(\d{{9}})-", file) for file in lake.files(STAGING)}
     lake.delete([file for file, found in old.items() if found and int(found[1]) < ledger.number])
-    lake.write(f"{RUNS}/{ledger.run}.json", json.dumps(ledger.report))
     for number, (name, size) in ledgers(lake).items():
         if size > STUB and number <= ledger.number - 3:
             with suppress(ValueError):
@@ -1332,10 +1333,12 @@ class Work(NamedTuple):
 
 
 def run(settings: Settings, full: bool = False) -> None:
-    """The whole job: list, settle, find what is new, build it, commit, settle."""
+    """The whole job: settle, list, find what is new, build it, commit, settle."""
     source, lake, since = storage(settings.input, settings), storage(settings.output, settings), time.monotonic()
-    inputs, rules, report = {kind: json_files(source, kind) for kind in KINDS}, rules_of(settings), new_report(settings)
+    rules, report = rules_of(settings), new_report(settings)
     newest, files = opened(lake, full)
+    # Listed after the ledger is read: else a file that another run has just published would look as if it had vanished.
+    inputs = {kind: json_files(source, kind) for kind in KINDS}
     why = why_rebuild(newest, rules, files, changes_since(newest, inputs), full)
     if why:
         log.warning("%s: all tables are rebuilt", why)
@@ -1349,7 +1352,7 @@ def run(settings: Settings, full: bool = False) -> None:
         return
     staging = f"{STAGING}/{newest.number:09}-{report['run']}"
     with cleared_on_failure(lake, newest.number, staging, report):
-        sign(lake, staging, report)
+        sign(lake, newest.number, staging, report)
         size = sum(file.size for new in changes.new.values() for file in new.values())
         spark = spark_session(settings, size + sum(base.files[file][0] for file in base.of_table(EVENTS.name)))
         places = (address(spark, settings, place) for place in (settings.input, settings.output))
@@ -1512,19 +1515,19 @@ def log_tables(lake: Disk | Bucket, report: dict, since: float) -> None:
     log.info("done in %.1f s; the report is %s/%s/%s.json", time.monotonic() - since, lake.root, RUNS, report["run"])
 
 
-def sign(lake: Disk | Bucket, staging: str, report: dict) -> None:
+def sign(lake: Disk | Bucket, number: int, staging: str, report: dict) -> None:
     """Leaves a sign of this run in its staging, and logs those of others, which only warn: the commit decides.
 
     JobError if the store overwrites what must only be created: there two runs could both commit.
     """
     for name in lake.files(STAGING):
-        if name.startswith(staging.split("-")[0]) and name.endswith("/run.json"):
+        if name.startswith(f"{STAGING}/{number:09}-") and name.endswith("/run.json"):
             text = "another run is at work or was killed; of two runs at once the first to finish publishes: %s"
             log.warning(text, lake.read(name))
     name = f"{staging}/run.json"
     text = json.dumps({"run": report["run"], "host": socket.gethostname(), "process": os.getpid()})
-    lake.write(name, text)
-    if lake.create(name, text, f"{staging}/run.draft"):
+    created = [lake.create(name, text, f"{staging}/run.draft") for _ in range(2)]
+    if created[1] and newest_number(lake) == number:  # else another run has published, and cleared this staging
         raise JobError(f"{lake.root}: the store ignores If-None-Match, so two runs could publish at once; use another")
     lake.delete([f"{staging}/run.draft"])  # a run that may not delete could never finish
 

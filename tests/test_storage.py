@@ -55,7 +55,6 @@ def test_a_file_that_exists_is_not_created_again(lake: Lake) -> None:
     assert lake.read("once/x") == "first"
 
 
-@pytest.mark.xfail(strict=True, reason="reported to the author of etl.py")
 def test_a_file_on_a_disk_does_not_change_when_its_draft_is_used_again(tmp_path: Path) -> None:
     lake = etl.Disk(str(tmp_path))
     assert lake.create("once/x", "first", "drafts/x")
