@@ -120,7 +120,9 @@ LOG_RULES = {
     # 2000-01-01 to 2099-12-31. Seconds or microseconds instead of milliseconds fall outside.
     "impossible time": "ts NOT BETWEEN 946684800000 AND 4102444799999",
     "no user id": "userId IS NULL",
-    "user id is not a number": r"NOT userId RLIKE '^ *([0-9]{1,18}([.]0+)?)? *\\z'",
+    "user id is not a number": r"NOT userId RLIKE '^ *([0-9]{1,18}([.]0+)?)? *\\z' AND NOT coalesce("
+    r"userId RLIKE '^[0-9][.][0-9]+E[0-9]+\\z' AND try_cast(userId AS DOUBLE) % 1 = 0"
+    " AND try_cast(userId AS DOUBLE) < 9e15D, false)",
     "play without a user": "page = 'NextSong' AND trim(userId) = ''",
     "play without a session": "page = 'NextSong' AND sessionId IS NULL",
     "play without an item": "page = 'NextSong' AND itemInSession IS NULL",
@@ -416,7 +418,9 @@ def log_events(lines: DataFrame, partitions: Iterable[str] = EVENTS.partitions) 
 
     The partition is null for a line that the state does not need: it has a problem, or is neither a play nor a user's.
     """
-    user_id = "try_cast(substring_index(userId, '.', 1) AS BIGINT)"  # 7 of "7" and of 7.0; null of ""
+    # 7 of "7" and of 7.0, null of "". Of the number 12345678.0 Spark makes the text 1.2345678E7.
+    user_id = "try_cast(substring_index(userId, '.', 1) AS BIGINT)"
+    user_id = f"if(contains(userId, 'E'), try_cast(try_cast(userId AS DOUBLE) AS BIGINT), {user_id})"
     rows = lines.selectExpr(
         "file", "if(problem IS NULL, NULL, value) AS value", "problem",
         "problem IS NULL AND page = 'NextSong' AS is_play", "ts", f"if(problem IS NULL, {user_id}, NULL) AS user_id",
@@ -711,7 +715,8 @@ def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, Fil
     name, path = next(iter(wanted.items()))
     file = f"substring(_metadata.file_path, {len(path.rsplit('/', name.count('/') + 1)[0]) + 2})"
     decoded = f"if(contains({file}, '%'), url_decode(replace({file}, '+', '%2B')), {file})"  # + would be a space
-    rows = lines.selectExpr(f"{decoded} AS file", r"trim(LEADING '\uFEFF' FROM value) AS value")  # of joined files
+    text = r"if(startswith(value, '\uFEFF'), substring(value, 2), value)"  # a byte order mark, as joined files have
+    rows = lines.selectExpr(f"{decoded} AS file", f"{text} AS value")
     return rows.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
 
