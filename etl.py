@@ -715,7 +715,7 @@ def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, Fil
     name, path = next(iter(wanted.items()))
     file = f"substring(_metadata.file_path, {len(path.rsplit('/', name.count('/') + 1)[0]) + 2})"
     decoded = f"if(contains({file}, '%'), url_decode(replace({file}, '+', '%2B')), {file})"  # + would be a space
-    text = r"if(startswith(value, '\uFEFF'), regexp_replace(value, '^\uFEFF+', ''), value)"  # byte order marks of joined files
+    text = r"if(startswith(value, '\uFEFF'), regexp_replace(value, '^\uFEFF+', ''), value)"  # of joined files
     rows = lines.selectExpr(f"{decoded} AS file", f"{text} AS value")
     return rows.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
