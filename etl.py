@@ -1034,7 +1034,7 @@ def newest_ledger(lake: Disk | Bucket, full: bool) -> Ledger:
                 if "files" in content:
                     return Ledger(**{**content, "number": number})
         if newest_number(lake) == number:  # else what was read had been cut, since there is a newer one
-            raise JobError(f"{lake.root}/{found[number][0]} is damaged; rebuild all tables with --full")
+            raise JobError(f"{lake.root}/{found[number][0]} is damaged; restore it, or choose another OUTPUT")
 
 
 def version_1(lake: Disk | Bucket) -> Ledger:

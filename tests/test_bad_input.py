@@ -459,7 +459,7 @@ STOPS = {
     ),
     "damaged ledger": (
         lambda lake, patch: write(lake.parent / "out" / "_state" / "ledger" / "000000001.json", b'{"run": '),
-        ("/out/_state/ledger/000000001.json is damaged; rebuild all tables with --full",),
+        ("/out/_state/ledger/000000001.json is damaged; restore it, or choose another OUTPUT",),
     ),
     "disk without hard links": (
         no_links,

@@ -414,7 +414,7 @@ def test_a_damaged_ledger_stops_the_run_which_names_it_and_the_way_out(on_disk: 
     before = on_disk.contents()
     outcome = on_disk.run("r2")
     place = f"{on_disk.output}/_state/ledger/000000002.json"
-    assert outcome.code == 1 and outcome.error == f"{place} is damaged; rebuild all tables with --full"
+    assert outcome.code == 1 and outcome.error == f"{place} is damaged; restore it, or choose another OUTPUT"
     assert on_disk.contents() == before
 
 
