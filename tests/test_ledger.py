@@ -282,14 +282,15 @@ def test_a_run_works_in_a_staging_of_its_base_number_and_its_id(on_disk: Job, mo
     assert {name.split("/")[1] for name in names} == {"000000001-r1"}
 
 
-def test_a_commit_clears_the_stagings_of_older_bases_and_no_others(on_disk: Job) -> None:
+def test_a_commit_clears_the_stagings_of_older_bases_and_nothing_else(on_disk: Job) -> None:
     on_disk.done("r0")
-    for number in (0, 1, 2):
-        on_disk.lake.write(f"_staging/{number:09}-x/users/part-0.parquet", "x")
+    older, same, newer = (f"_staging/{number:09}-x/users/part-0.parquet" for number in (0, 1, 2))
+    for name in (older, same, newer, "_staging/notes.txt"):
+        on_disk.lake.write(name, "x")
     on_disk.done("s1")
-    assert [name[9:20] for name in sorted(on_disk.lake.files("_staging"))] == ["000000001-x", "000000002-x"]
+    assert on_disk.lake.files("_staging").keys() == {same, newer, "_staging/notes.txt"}
     on_disk.done("r1")
-    assert [name[9:20] for name in on_disk.lake.files("_staging")] == ["000000002-x"]
+    assert on_disk.lake.files("_staging").keys() == {newer, "_staging/notes.txt"}
 
 
 def test_a_run_that_finds_nothing_new_reports_so_and_creates_no_ledger(on_disk: Job) -> None:
