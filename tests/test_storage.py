@@ -35,6 +35,13 @@ def test_a_file_is_read_as_it_was_written_and_listed_with_its_size(lake: Lake) -
     assert lake.read("a/b c+%20.txt") == "é\n" and sizes(lake, "a") == {"a/b c+%20.txt": 3}
 
 
+def test_a_write_that_fails_leaves_the_old_text(lake: Lake) -> None:
+    lake.write("a/x", "old")
+    with pytest.raises(UnicodeEncodeError):
+        lake.write("a/x", "new \ud800")  # not a character: the text breaks off here
+    assert lake.read("a/x") == "old"
+
+
 def test_a_directory_is_listed_without_those_whose_names_begin_alike(lake: Lake) -> None:
     for name in ("b/x", "bc/x", "b/c/x"):
         lake.write(name, "")
