@@ -187,8 +187,8 @@ def not_healed(before: Lake, after: Lake) -> Iterator[str]:
         yield f"old ledgers are not cut: {len(whole)} are whole"
     if top.number > newest(before).number and (left := [name for name in after if name.startswith(etl.STAGING)]):
         yield f"staging is left: {left}"
-    kept = [name for name in newest(before).files if name.startswith(OCTOBER)]
-    if kept and kept[0] not in top.files:
+    untouched = [name for name in newest(before).files if name.startswith(OCTOBER)]
+    if untouched and untouched[0] not in top.files:
         yield "all tables were rebuilt, which nothing called for"
     yield from problems(after)
 
