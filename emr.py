@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Runs etl.py on an EMR cluster of its own: launches it, waits for the job, shows why it failed, terminates it.
+"""Runs etl.py on a new EMR cluster: launches the cluster, waits for the job, and terminates the cluster.
 
-    python emr.py --dry-run      prints the request and the dl.cfg to ship; asks AWS nothing
+    python emr.py --dry-run      prints the request and the dl.cfg for the cluster; sends nothing to AWS
     python emr.py                runs the job; the exit code is the job's
 
-All settings come from dl.cfg. [LAKE] names the job's input and output, both on S3. [EMR] describes the cluster. The
-keys in [AWS CREDS] stay on this machine: the cluster works with the role of its instance profile.
+If the job fails, the program prints the end of the job's log. All settings come from dl.cfg. [LAKE] names the job's
+input and output, both on S3. [EMR] describes the cluster. The keys in [AWS CREDS] stay on this machine: the cluster
+uses the role of its instance profile.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
-docs/emr.md leads from a new AWS account to the first run.
+docs/emr.md is a guide from a new AWS account to the first run.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def read_cluster(path: str) -> Cluster:
     """Section [EMR] of the file at `path`. UsageError names the setting that is wrong."""
     parser = etl.parsed_config(path)
     if not parser.has_section("EMR"):
-        raise UsageError(f"{path}: section [EMR] is missing; docs/emr.md shows one")
+        raise UsageError(f"{path}: section [EMR] is missing; add it as shown in docs/emr.md")
     known, values = {field.name: field for field in fields(Cluster)}, {}
     for key, value in parser.items("EMR"):
         if key not in known:
@@ -91,9 +92,9 @@ def read_cluster(path: str) -> Cluster:
             values[key] = number(path, key, value) if isinstance(known[key].default, int) else value.rstrip("/")
     for key in ("code", "logs", "subnet"):
         if key not in values:
-            raise UsageError(f"{path}: [EMR] {key.upper()} is missing or blank; set it as docs/emr.md shows")
+            raise UsageError(f"{path}: [EMR] {key.upper()} is missing or blank; set it as shown in docs/emr.md")
     for key in ("code", "logs"):
-        if not etl.s3_place(values[key])[0]:
+        if not (etl.on_s3(values[key]) and re.fullmatch(etl.PLACE[0], values[key])):
             raise UsageError(f"{path}: [EMR] {key.upper()} = {values[key]!r}: give an s3://BUCKET/PREFIX address")
     cluster = Cluster(**values)
     tags_of(cluster, path)
@@ -274,7 +275,7 @@ def check_roles(aws: Aws, cluster: Cluster) -> None:
         except aws.iam.exceptions.NoSuchEntityException:
             name = getattr(cluster, what.lower())
             raise UsageError(
-                f"[EMR] {what} = {name!r} does not exist; create it as docs/emr.md, 'Roles', shows"
+                f"[EMR] {what} = {name!r} does not exist; create it as shown in docs/emr.md, 'Roles'"
             ) from None
 
 
@@ -302,11 +303,11 @@ def refuse_a_second(aws: Aws, lake: str, run: str) -> None:
 
 def ship(aws: Aws, cluster: Cluster, config: str, run: str) -> None:
     """Uploads etl.py and a dl.cfg without keys to CODE/run/. They stay there as a record of what ran."""
-    bucket, prefix = etl.s3_place(f"{cluster.code}/{run}")
+    bucket, _, prefix = etl.s3_path(f"{cluster.code}/{run}").partition("/")
     job = Path(etl.__file__).read_bytes()
     for name, body in (("etl.py", job), ("dl.cfg", config.encode())):
         aws.s3.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=body)
-    log.info("shipped etl.py and a dl.cfg without keys to %s/%s", cluster.code, run)
+    log.info("uploaded etl.py and a dl.cfg without keys to %s/%s", cluster.code, run)
 
 
 def launch(aws: Aws, request: dict[str, Any], lake: str, run: str) -> str:
@@ -323,7 +324,7 @@ def launch(aws: Aws, request: dict[str, Any], lake: str, run: str) -> str:
     try:
         return ask(attempt)
     except NoAnswer as error:
-        raise NoAnswer(f"{error}; look whether a cluster was launched: aws emr list-clusters --active") from None
+        raise NoAnswer(f"{error}; check whether a cluster was launched: aws emr list-clusters --active") from None
 
 
 def wait(aws: Aws, cluster_id: str, timeout: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -405,13 +406,13 @@ def run_job(aws: Aws, cluster: Cluster, settings: etl.Settings, config: str, run
     ask(lambda: prepare(aws, cluster, config, lake, run), START_WAIT)
     try:
         cluster_id = launch(aws, request_for(cluster, settings, run), lake, run)
-        log.info("%s launched; to stop it from elsewhere: %s", cluster_id, stop_command(cluster_id))
+        log.info("%s launched; to stop it from another terminal: %s", cluster_id, stop_command(cluster_id))
         ask(lambda: refuse_a_second(aws, lake, run))
         step, status = wait(aws, cluster_id, cluster.timeout_minutes * 60)
     except (NoAnswer, BotoCoreError, ClientError) as error:
         if not cluster_id:
             raise
-        remedy = f"it is left alone and ends when the job does; to stop it now: {stop_command(cluster_id)}"
+        remedy = f"it goes on, and ends when the job ends; to stop it now: {stop_command(cluster_id)}"
         raise JobError(f"lost sight of cluster {cluster_id}; {remedy}: {etl.one_line(error)}") from None
     except BaseException:
         stop(aws, [cluster_id] if cluster_id else ask(lambda: ours(aws, lake, run)))
@@ -437,7 +438,7 @@ def outcome(aws: Aws, cluster: Cluster, cluster_id: str, step: dict[str, Any], s
     log.error("job %s, cluster %s: %s", state.lower(), status["State"].lower(), reason)
     if state != "FAILED":
         return 1  # the job did not begin, or died with its cluster: there may be no log
-    bucket, prefix = etl.s3_place(cluster.logs)
+    bucket, _, prefix = etl.s3_path(cluster.logs).partition("/")
     key = "/".join(filter(None, [prefix, cluster_id, "steps", step["Id"], "stderr.gz"]))
     try:
         text = job_log(aws, bucket, key)
@@ -456,7 +457,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="emr.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="dl.cfg", metavar="FILE", help="the configuration (default: dl.cfg)")
-    parser.add_argument("--dry-run", action="store_true", help="print the request and the dl.cfg to ship, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the request and the dl.cfg, and send nothing")
     return parser.parse_args(argv)
 
 

@@ -14,26 +14,30 @@
 Input: newline-delimited JSON, *.json or *.json.gz at any depth under INPUT/song_data and INPUT/log_data.
 Output: OUTPUT/<table>/ in Hive layout. dl.cfg sets INPUT, OUTPUT and the AWS keys. All times are UTC.
 
-The words of this file:
+Terms:
     event       a log line; a play is an event with page = NextSong
-    version     one state of a user's facts: name, gender, level
-    source      the place that INPUT names; the lake is the place that OUTPUT names
-    partition   the unit of rebuild of songplays and time: a month, or a day
+    version     one combination of a user's facts: name, gender, level
+    source      the place that INPUT names
+    lake        the place that OUTPUT names
+    partition   a month or a day of plays; songplays and time are rebuilt one partition at a time
     state       OUTPUT/_state: the usable lines of earlier runs as Parquet, so that no JSON is parsed twice
     ledger      OUTPUT/_state/ledger/<number>.json: the files of the lake, and the input that they were built from
     staging     OUTPUT/_staging: where a run writes until it commits
-    commit      to create the next ledger; settle: to make the lake what the newest ledger says
+    commit      create the next ledger
+    settle      make the lake match the newest ledger
     quarantine  OUTPUT/_quarantine: the lines that cannot be used, each with its file and the reason
 
 A run reads the files that are new since the newest ledger, rebuilds the partitions that they touch, and leaves the
 same tables as one run over all input. A run that fails before its commit leaves the published tables untouched.
-OUTPUT/_runs has a report of each run. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+OUTPUT/_runs has a report of each run that found its input.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import configparser
+import errno
 import json
 import logging
 import os
@@ -56,7 +60,6 @@ from urllib.parse import unquote
 try:
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
-    from pyspark.find_spark_home import _find_spark_home
     from pyspark.sql import Column, DataFrame, SparkSession
     from pyspark.sql import functions as F
     from pyspark.version import __version__ as spark_version
@@ -96,19 +99,23 @@ def field_types(ddl: str) -> dict[str, str]:
     return dict(column.split() for column in re.sub("--.*", "", ddl).split(","))
 
 
-def wrong_case(names: str) -> str:
-    """Whether a field is missing and the line's top level has its name in other letters: Level for level."""
-    # The first test is quick and nearly always false. The second looks at the keys alone, not at nested objects.
-    rule = """({0} IS NULL AND value RLIKE '"(?!{0}")(?i:{0})"'
-        AND exists(json_object_keys(value), key -> key != '{0}' AND lower(key) = lower('{0}')))"""
-    return " OR ".join(rule.format(name) for name in names.split())
+def wrong_case(names: str, of_plays: str = "") -> str:
+    """SQL that is true if a field is missing and the line has its name in another case: Level for level."""
+    missing = {name: f"{name} IS NULL" for name in names.split()}
+    missing.update({name: f"page = 'NextSong' AND {name} IS NULL" for name in of_plays.split()})
+    # Two quick tests, nearly always false, spare the third, which looks at the line's own keys, not at nested objects.
+    missed = [f"{test} AND key != '{name}' AND lower(key) = lower('{name}')" for name, test in missing.items()]
+    return (
+        rf"""({" OR ".join(missing.values())}) AND value RLIKE '"(?!({"|".join(missing)})")(?i:{"|".join(missing)})"'"""
+        f" AND exists(json_object_keys(value), key -> {' OR '.join(missed)})"
+    )
 
 
 # Why a line cannot be used: the first rule that it breaks. `checked` adds the rules for broken JSON and wrong types.
 SONG_RULES = {
     "infinite number": "CAST('Infinity' AS DOUBLE) IN (abs(duration), abs(artist_latitude), abs(artist_longitude))",
     "no song id": r"song_id IS NULL OR NOT song_id RLIKE '\\S'",
-    "impossible year": "year NOT BETWEEN 0 AND 2099",  # Athena's projection would lose the row in silence
+    "impossible year": "year NOT BETWEEN 0 AND 2099",  # Athena's projection would silently skip the row
     "key in the wrong case": wrong_case(
         "title duration year artist_id artist_name artist_location artist_latitude artist_longitude"
     ),
@@ -126,8 +133,9 @@ LOG_RULES = {
     "play without a user": "page = 'NextSong' AND trim(userId) = ''",
     "play without a session": "page = 'NextSong' AND sessionId IS NULL",
     "play without an item": "page = 'NextSong' AND itemInSession IS NULL",
-    "key in the wrong case": wrong_case("level firstName lastName gender itemInSession")
-    + f" OR page = 'NextSong' AND ({wrong_case('artist song length location userAgent')})",
+    "key in the wrong case": wrong_case(
+        "level firstName lastName gender itemInSession", of_plays="artist song length location userAgent"
+    ),
 }
 
 
@@ -182,8 +190,8 @@ TABLES = {
     ),
 }  # fmt: skip
 
-# The state. Its rows are lines as they were delivered, copies included, each with its file, so that what a file
-# brought can be taken out again.
+# The state. Each row is one delivered line with the name of its file, copies included, so that the lines of one file
+# can be taken out later.
 EVENTS = Table(
     "_state/events",  # one row per log line that is a play or names a user; the staging has the other lines, too
     "file STRING, value STRING, problem STRING, is_play BOOLEAN, ts BIGINT, user_id BIGINT, session_id BIGINT,"
@@ -197,10 +205,10 @@ SONG_LINES = Table(
     " artist_id STRING, artist_name STRING, artist_location STRING, artist_latitude DOUBLE, artist_longitude DOUBLE",
 )
 VERSIONS = Table(
-    "_state/users",  # one row per version of a user's facts: the place of the latest event that shows it
+    "_state/users",  # one row per version of a user's facts; nth is the position of the latest event that shows it
     "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, nth BIGINT",
 )
-# The number of the rules and transforms in this file. Raise it when a change of them makes other rows: the next run
+# The number of the rules and transforms in this file. Raise it when a change to them changes the rows: the next run
 # then rebuilds all tables.
 MEANING = 2
 
@@ -217,14 +225,14 @@ class JobError(Exception):
 
 
 class UsageError(JobError):
-    """The command line, dl.cfg or a place that they name is wrong. The run changed nothing."""
+    """The command line, dl.cfg or a place that they name is wrong. The run published nothing."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What dl.cfg says. The repr leaves out the keys."""
+    """The settings in dl.cfg. The repr does not show the keys."""
 
     input: str
     output: str
@@ -243,24 +251,21 @@ SECTIONS = {
     "AWS CREDS": [name for name in Settings.__annotations__ if name.startswith("aws_")],
     "LAKE": [name for name in Settings.__annotations__ if not name.startswith("aws_")],
 }
-REMOVED = ("max_bad_lines", "lease_seconds", "sse", "kms_key_id", "expected_bucket_owner")  # of version 1
-
-
 def columns(text: str) -> tuple[str, ...]:
     return tuple(text.split(", "))
 
 
-# How a value must look, and what to do if it does not. Java takes a bucket for a host name: no underscore, and the
-# part after the last dot begins with a letter. Spark and shells read * ? { } [ ] \ # $ ; ~ as more than a name.
+# Java parses the bucket as a host name: no underscore, and the part after the last dot begins with a letter.
+# Spark and shells give * ? { } [ ] \ # $ ; ~ a special meaning.
 BUCKET = r"(?=[^/]{3,63}(/|$))(?![^/]*(\.\.|-\.|\.-))(?![^/]*\.[^a-z/][^./]*(/|$))[a-z0-9][a-z0-9.-]*[a-z0-9]"
 PLACE = (
     rf"(?!.*[*?{{}}\[\]\\#$;\x00-\x1f])(s3[an]?://{BUCKET}(/+(?!\.\.?(/|$))[^/]+)?(/(?!\.\.?(/|$))[^/]+)*/?|(?![~'\"]|\w+:).+)",
-    "give a directory or s3://BUCKET/PREFIX, with a bucket of 3 to 63 lower-case letters, digits and hyphens (of an"
-    " access point its alias), no empty part, and none of * ? { } [ ] \\ # $ ; ~",
+    "give a directory or s3://BUCKET/PREFIX, with a bucket of 3 to 63 lower-case letters, digits and hyphens (for an"
+    " access point use its alias), no empty part, and none of * ? { } [ ] \\ # $ ; ~",
     str,
 )
 SHARE = (r"0(\.\d*)?|0?\.\d+|1(\.0*)?", "give a number from 0 to 1", float)
-FORMS = {  # how the text must look, what to do if it does not, how to read it
+FORMS = {  # how the text of a value must look, what to do if it does not, and how to read it
     **dict.fromkeys(("input", "output"), PLACE),
     "songs_partition_by": ("year(, artist_id)?", "give: year, or: year, artist_id", columns),
     "plays_partition_by": ("year, month(, day)?", "give: year, month, or: year, month, day", columns),
@@ -279,8 +284,10 @@ def read_settings(path: str, **overrides: str | None) -> Settings:
             raise UsageError(f"{path}: section [{section}] is missing; copy it from the project's dl.cfg")
         for name, text in parser.items(section):
             if name not in known:
-                why = "is no longer a setting; delete the line" if name in REMOVED else "is not a setting"
-                raise UsageError(f"{path}: [{section}] {name.upper()} {why}; known are {', '.join(known).upper()}")
+                raise UsageError(
+                    f"{path}: [{section}] {name.upper()} is not a setting; delete the line; known are"
+                    f" {', '.join(known).upper()}"
+                )
             texts[name] = text
     texts.update({name: text for name, text in overrides.items() if text is not None})
     for name in ("input", "output"):
@@ -320,9 +327,9 @@ def check_settings(path: str, settings: Settings) -> None:
         s3_path(place) if on_s3(place) else os.path.realpath(place) for place in (settings.input, settings.output)
     )
     if f"{lake}/".startswith((f"{source}/song_data/", f"{source}/log_data/")):
-        raise UsageError(f"{path}: OUTPUT lies inside the input; choose a place outside song_data and log_data")
+        raise UsageError(f"{path}: OUTPUT is inside the input; choose a place outside song_data and log_data")
     if f"{source}/".startswith((f"{lake}/_", *(f"{lake}/{name}/" for name in TABLES))):
-        raise UsageError(f"{path}: INPUT lies inside a table; choose a place outside OUTPUT's tables")
+        raise UsageError(f"{path}: INPUT is inside a table; choose a place outside OUTPUT's tables")
     access, secret, token = (getattr(settings, name) for name in SECTIONS["AWS CREDS"])
     if bool(access) != bool(secret) or token and not access:
         raise UsageError(f"{path}: [AWS CREDS] is incomplete; set both keys, or leave all blank")
@@ -334,15 +341,9 @@ def on_s3(address: str) -> bool:
     return address.split("://")[0] in ("s3", "s3a", "s3n")
 
 
-def s3_place(address: str) -> tuple[str, str]:
-    """s3://bucket/a/prefix/ -> ("bucket", "a/prefix"); ("", "") for any other address."""
-    found = re.fullmatch("s3[an]?://([^/]+)/*(.*?)/*", address)
-    return (found[1], found[2]) if found else ("", "")
-
-
 def s3_path(address: str) -> str:
-    """s3://bucket/a/prefix/ -> bucket/a/prefix"""
-    return "/".join(s3_place(address)).rstrip("/")
+    """s3://bucket//a/prefix/ -> bucket/a/prefix"""
+    return re.sub("^s3[an]?://([^/]+)/*", r"\1/", address).rstrip("/")
 
 
 def tables_for(settings: Settings) -> dict[str, Table]:
@@ -374,13 +375,13 @@ def star_schema(songs: DataFrame, plays: DataFrame, versions: DataFrame) -> dict
 def checked(lines: DataFrame, ddl: str, rules: dict[str, str]) -> DataFrame:
     """One row per line: file, value (its text), problem (the first rule that it breaks, or null), and its fields.
 
-    The line is parsed as the only element of an array: Spark's parser stops at the end of the first object, so of two
-    objects on one line - what `cat` makes of files without a last newline - it would lose the second in silence.
+    The line is parsed as the only element of an array. Spark's parser stops after the first object, and `cat` of files
+    without a last newline puts two objects on one line: without the array the second would be silently lost.
     """
     types = field_types(ddl)
     # A generator, because Spark pushes a filter below a projection and would then parse every line twice.
     parsed = lines.select("file", "value", F.inline(F.array(parsed_line(ddl))))
-    # pandas writes 7 as 7.0. Spark refuses that for a BIGINT, so such a line, and no other, is parsed once more.
+    # pandas writes 7 as 7.0, which Spark rejects for a BIGINT. Only such lines are parsed again.
     again = F.when(F.expr("closed AND corrupt IS NOT NULL"), parsed_line(re.sub(r"\b(BIGINT|INT)\b", "DOUBLE", ddl)))
     parsed = parsed.select("*", F.expr("get(line, 0)").alias("a"), again.alias("again"))
     parsed = parsed.select("*", F.expr("get(again.line, 0)").alias("b"))
@@ -408,21 +409,16 @@ def parsed_line(ddl: str) -> Column:
     return F.from_json(wrapped, f"line ARRAY<STRUCT<{ddl}>>, closed BOOLEAN, corrupt STRING", options)
 
 
-def song_lines(lines: DataFrame) -> DataFrame:
-    """One row per checked line of a song file, in the columns of SONG_LINES; a line with a problem keeps its text."""
-    return lines.withColumn("value", F.expr("if(problem IS NULL, NULL, value)")).select(*SONG_LINES.names())
-
-
 def log_events(lines: DataFrame, partitions: Iterable[str] = EVENTS.partitions) -> DataFrame:
-    """One row per checked line of a log, in the columns of EVENTS: its facts, or with a problem its text.
+    """One row per checked line of a log, in the columns of EVENTS.
 
-    The partition is null for a line that the state does not need: it has a problem, or is neither a play nor a user's.
+    The partition is null for a line that the state does not need: it has a problem, or is not a play and has no user.
     """
-    # 7 of "7" and of 7.0, null of "". Of the number 12345678.0 Spark makes the text 1.2345678E7.
+    # "7" and 7.0 give 7, "" gives null. Spark turns the number 12345678.0 into the text 1.2345678E7.
     user_id = "try_cast(substring_index(userId, '.', 1) AS BIGINT)"
     user_id = f"if(contains(userId, 'E'), try_cast(try_cast(userId AS DOUBLE) AS BIGINT), {user_id})"
     rows = lines.selectExpr(
-        "file", "if(problem IS NULL, NULL, value) AS value", "problem",
+        "file", "value", "problem",
         "problem IS NULL AND page = 'NextSong' AS is_play", "ts", f"if(problem IS NULL, {user_id}, NULL) AS user_id",
         "sessionId AS session_id", "itemInSession AS item", "firstName AS first_name", "lastName AS last_name",
         "gender", "level", "location", "userAgent AS user_agent", "artist", "song AS title", "length",
@@ -432,7 +428,7 @@ def log_events(lines: DataFrame, partitions: Iterable[str] = EVENTS.partitions) 
 
 
 def clean_songs(lines: DataFrame) -> DataFrame:
-    """One row per song_id, of the usable lines. Where lines compete, the greatest wins, by year first."""
+    """One row per song_id, of the usable lines. Of several, the greatest wins; year is compared first."""
     songs = lines.where("problem IS NULL").select(
         "song_id", F.expr("coalesce(year, 0) AS year"), "duration", "title", known("artist_id").alias("artist_id"),
         "artist_name", "artist_location", "artist_latitude", "artist_longitude",
@@ -448,7 +444,7 @@ def clean_plays(events: DataFrame) -> DataFrame:
 
 
 def user_versions(events: DataFrame, earlier: DataFrame | None = None) -> DataFrame:
-    """One row per version of a user's facts, with the place of the latest event that shows it; also of earlier ones."""
+    """One row per version of a user's facts, with the position of its latest event. `earlier`: versions to add."""
     # By time, then by place in the session. One number: Spark aggregates numbers by hash, and structs by sorting.
     nth = f"ts * {ITEMS} + least(greatest(coalesce(item, 0), 0), {ITEMS - 1}) AS nth"
     facts = [name for name in VERSIONS.names() if name != "nth"]
@@ -474,7 +470,7 @@ def songplay_id() -> Column:
     return F.xxhash64(*PLAY_KEY)
 
 
-# A title alone matches wrongly three times in four. A duration is a float: 218.93179 may be 218.931790000001.
+# A match by title alone is wrong three times in four. A duration is a float: 218.93179 may be 218.931790000001.
 SONG_KEY = ["title", "artist", "duration"]
 
 
@@ -535,6 +531,7 @@ def known(column: str) -> Column:
 # ------------------------------------------------------------------------------------------------------------------
 
 TASK_BYTES, TASK_FILES = 128 * 2**20, 500  # a task's share of bytes, and of tiny files: each is a request to S3
+SMALL_TASK_BYTES = 16 * 2**20
 SESSION = {
     "spark.sql.session.timeZone": "UTC",  # the machine's zone must not move an hour
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # the default, INT96, is out of date
@@ -543,7 +540,7 @@ SESSION = {
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
     "spark.sql.json.enablePartialResults": "true",
-    "mapreduce.input.linerecordreader.line.maxlength": str(2**31 - 1),  # Hadoop drops longer lines in silence
+    "mapreduce.input.linerecordreader.line.maxlength": str(2**31 - 1),  # Hadoop silently drops longer lines
     "parquet.page.verify-checksum.enabled": "true",  # else flipped bits are read as other values
     "spark.sql.files.maxPartitionBytes": str(TASK_BYTES),
     "spark.sql.files.openCostInBytes": str(TASK_BYTES // TASK_FILES),
@@ -554,9 +551,11 @@ SESSION = {
 PARALLEL_REQUESTS = 32
 # A store that fails one request in ten does no harm. One that stops answering ends the run after some minutes.
 PATIENCE = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 6}}
-S3A_PATIENCE = {"connection.establish.timeout": "15000", "connection.timeout": "15000"}  # ms; S3A takes no fewer
-S3A_PATIENCE = {**S3A_PATIENCE, "attempts.maximum": "1", "retry.limit": "1"}
-SMALL_INPUT = 128 * 2**20  # a local run on less ends before the second of Java's two compilers has paid for itself
+S3A_PATIENCE = {  # in ms; S3A raises shorter times to 15 s
+    **dict.fromkeys(("connection.establish.timeout", "connection.timeout"), "15000"),
+    **dict.fromkeys(("attempts.maximum", "retry.limit"), "1"),
+}
+SMALL_INPUT = 128 * 2**20  # below it, a local run ends before Java's second compiler saves any time
 
 
 def spark_session(settings: Settings, size: int = 0) -> SparkSession:
@@ -568,18 +567,21 @@ def spark_session(settings: Settings, size: int = 0) -> SparkSession:
     if "PYSPARK_GATEWAY_PORT" not in os.environ and SparkSession.getActiveSession() is None:  # not spark-submit's
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")  # avoids two warnings about the machine's name
         os.environ["LC_ALL"] = "C.UTF-8"  # under another locale Java cannot read every file name
-        for key, value in {**local_session(size < SMALL_INPUT), **s3a_session(settings)}.items():
-            builder = builder.config(key, value)
+        if uses_s3(settings) and spark_version != S3A_SPARK:
+            raise UsageError(f"S3 needs Spark {S3A_SPARK}, not {spark_version}, or spark-submit --packages")
+        builder.config(map={**local_session(size < SMALL_INPUT), **(S3A_SESSION if uses_s3(settings) else {})})
     spark = builder.getOrCreate()
     tasks = max(spark.sparkContext.defaultParallelism, 2 * size // TASK_BYTES)
-    for key, value in {**SESSION, "spark.sql.shuffle.partitions": tasks}.items():
+    few = min(tasks, 1 + size // SMALL_TASK_BYTES)  # a small input in few tasks makes few files
+    sizes = {"spark.sql.shuffle.partitions": tasks, "spark.sql.files.minPartitionNum": few}
+    for key, value in {**SESSION, **sizes}.items():
         spark.conf.set(key, value)
     connect_s3(spark, settings)
     return spark
 
 
 def local_session(small: bool) -> dict[str, str]:
-    """Half of the machine's memory, at most 8 GB; nothing listens beyond this machine."""
+    """Half of the machine's memory, at most 8 GB. Listens on 127.0.0.1 only."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "spark.master": "local[*, 4]",  # a task may fail three times, as on a cluster
@@ -596,11 +598,10 @@ def local_session(small: bool) -> dict[str, str]:
 
 # S3A for a local session: 9 MB from Maven Central instead of the AWS bundle's 500. Its committer uploads files that all
 # appear when a write commits, instead of copying them. A cluster's submitter brings its own; EMR has them.
-S3A_PACKAGES = (
-    "org.apache.hadoop:hadoop-aws:{hadoop},org.apache.spark:spark-hadoop-cloud_{scala}:{spark},"
-    "software.amazon.awssdk:s3:2.25.53,software.amazon.awssdk:s3-transfer-manager:2.25.53"
-)
+S3A_SPARK = "4.0.2"
 S3A_SESSION = {
+    "spark.jars.packages": f"org.apache.hadoop:hadoop-aws:3.4.1,org.apache.spark:spark-hadoop-cloud_2.13:{S3A_SPARK},"
+    "software.amazon.awssdk:s3:2.25.53,software.amazon.awssdk:s3-transfer-manager:2.25.53",
     "spark.jars.excludes": "software.amazon.awssdk:bundle,org.apache.hadoop:hadoop-client-runtime,io.netty:*,"
     "org.apache.hadoop:hadoop-azure,org.apache.hadoop:hadoop-cloud-storage,org.eclipse.jetty:*,org.slf4j:*,"
     "com.google.*:*,com.squareup.*:*,com.fasterxml.*:*,commons-*:*",
@@ -610,34 +611,23 @@ S3A_SESSION = {
 }
 
 
-def s3a_session(settings: Settings) -> dict[str, str]:
-    """What a local session needs to reach S3; nothing if it does not."""
-    if not uses_s3(settings):
-        return {}
-    jars = " ".join(os.listdir(os.path.join(_find_spark_home(), "jars")))
-    hadoop = re.search(r"hadoop-client-api-([\d.]+)\.jar", jars)[1]
-    scala, spark = re.search(r"spark-core_([\d.]+)-([\d.]+)\.jar", jars).groups()
-    if not hadoop.startswith("3.4"):
-        raise UsageError(f"no S3 connector is known for Spark {spark} here; start it with spark-submit --packages ...")
-    return {**S3A_SESSION, "spark.jars.packages": S3A_PACKAGES.format(hadoop=hadoop, scala=scala, spark=spark)}
-
-
 def uses_s3(settings: Settings) -> bool:
     return on_s3(settings.input) or on_s3(settings.output)
 
 
 def connect_s3(spark: SparkSession, settings: Settings) -> None:
-    """Gives S3A the keys, the endpoint and the time-outs; on EMR nothing, Amazon's own connector serves.
+    """Gives S3A the keys, the endpoint and the time-outs. Does nothing where EMR's own connector is used.
 
     All at run time: a key given to the builder shows in `ps`, in the Spark UI and in YARN's copy of the configuration.
     """
     if not uses_s3(settings) or amazons_own(spark, settings):
         return
-    values, keys = dict(S3A_PATIENCE), s3a_keys(settings)
-    if keys:
-        provider = "TemporaryAWSCredentialsProvider" if keys[2] else "SimpleAWSCredentialsProvider"
+    values, found = dict(S3A_PATIENCE), aws_session(settings).get_credentials()
+    if found and found.method not in ("env", "iam-role", "container-role"):  # S3A finds those, and not the others
+        keys = found.get_frozen_credentials()
+        provider = "TemporaryAWSCredentialsProvider" if keys.token else "SimpleAWSCredentialsProvider"
         values["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
-        values.update(zip(("access.key", "secret.key", "session.token"), keys))
+        values.update(zip(("access.key", "secret.key", "session.token"), (part or "" for part in keys)))
     endpoint = s3_client(settings).meta.endpoint_url  # dl.cfg's, the environment's, the profile's or Amazon's
     amazons = re.match(r"https://s3[.-].*amazonaws\.com(\.cn)?$", endpoint)
     if not amazons:
@@ -649,17 +639,8 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
 
 
 def amazons_own(spark: SparkSession, settings: Settings) -> bool:
-    """Whether EMR's own connector and role serve: on EMR, unless dl.cfg gives other keys or another store."""
+    """Whether to use EMR's own connector and role: on EMR, unless dl.cfg has other keys or another store."""
     return "amzn" in spark.version and not (settings.endpoint or settings.aws_access_key_id)
-
-
-def s3a_keys(settings: Settings) -> tuple[str, str, str] | None:
-    """Access key, secret key, token or "": dl.cfg's, or what boto3 finds and S3A would not; None if S3A finds them."""
-    found = aws_session(settings).get_credentials()
-    if found is None or found.method in ("env", "iam-role", "container-role"):
-        return None
-    keys = found.get_frozen_credentials()
-    return keys.access_key, keys.secret_key, keys.token or ""
 
 
 def aws_session(settings: Settings):
@@ -697,8 +678,8 @@ def address(spark: SparkSession, settings: Settings, place: str) -> str:
 def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, File]) -> DataFrame:
     """One row per line that is not blank: file (its name below the source), value. JobError if Spark misses a file.
 
-    Spark lists the directory once more, in Java. What Java cannot name, or takes for another file, it skips in
-    silence. So each listed file that is not empty must be in Spark's list. A file that is not in `names` is not read.
+    Spark lists the directory again, in Java. Java silently skips names that it cannot represent or that it confuses. So
+    every listed file that is not empty must be in Spark's list. A file that is not in `names` is not read.
     """
     reader = spark.read.option("recursiveFileLookup", True).option("pathGlobFilter", "*.{json,json.gz}")
     lines = reader.text(f"{source}/{kind}")
@@ -720,14 +701,6 @@ def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, Fil
     return rows.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
 
-def rows_in(spark: SparkSession, table: Table, root: str, files: Iterable[str]) -> DataFrame:
-    """The table's rows in these files below the root."""
-    paths = [f"{root}/{file}" for file in files]
-    if not paths:
-        return spark.createDataFrame([], table.columns).where("false")
-    return spark.read.schema(table.columns).option("basePath", f"{root}/{table.name}").parquet(*paths)
-
-
 def write_rows(spark: SparkSession, table: Table, rows: DataFrame, directory: str) -> None:
     """Adds the rows to the directory, in Hive layout. JobError if the columns are not those declared."""
     rows = rows.select(*table.names())
@@ -735,11 +708,9 @@ def write_rows(spark: SparkSession, table: Table, rows: DataFrame, directory: st
     wrong = ", ".join(" ".join(column) for column in rows.dtypes if column not in declared)
     if wrong:
         raise JobError(f"{table.name}: the columns are not those declared in TABLES: {wrong}; nothing was published")
-    if table.name not in ("songplays", EVENTS.name):
-        # Adaptive execution sizes the files: it merges small ones and splits a large partition. Not for wide rows: to
-        # shuffle them costs more than it saves, since a task reads the rows of few partitions.
-        by = f"({', '.join(table.partitions)})" if table.partitions else ""
-        rows = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows)
+    # Adaptive execution sizes the files: it merges small ones and splits a large partition.
+    by = f"({', '.join(table.partitions)})" if table.partitions else ""
+    rows = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows)
     ordered = rows.sortWithinPartitions(*table.partitions, *table.order) if table.order else rows
     ordered.write.mode("append").partitionBy(*table.partitions).parquet(directory)
 
@@ -792,10 +763,10 @@ class Disk:
         os.replace(self.draft(f"{os.path.dirname(name)}/.{uuid.uuid4().hex}.tmp", text, name), self.at(name))
 
     def create(self, name: str, text: str, draft: str) -> bool:
-        """As write, and False if the file exists: of any number of runs that try at once, one succeeds.
+        """Like write, but False if the file exists. If several runs try at once, one succeeds.
 
-        The text appears under its name by a hard link to the draft. The disk is synced before, so that a ledger never
-        names files that a power cut has lost, and after, so that no file is moved for a ledger that it has lost.
+        The text appears under its name by a hard link to the draft. A power cut must not lose a file that a ledger
+        names, so the disk is synced before, nor a ledger whose files are moved, so it is synced after.
         """
         path = self.draft(draft, text, name)
         os.sync()
@@ -814,11 +785,11 @@ class Disk:
             file.write(text)
         return path
 
-    def move(self, moves: dict[str, str]) -> set[str]:
-        """Renames sources to targets; the targets whose source does not exist."""
+    def move(self, moves: dict[str, str]) -> bool:
+        """Renames sources to targets. False if a source does not exist."""
         if moves:
             os.sync()  # another process may have linked the ledger that names these files
-        missing = set()
+        complete = True
         for source, target in moves.items():
             while os.path.exists(self.at(source)):
                 with suppress(FileNotFoundError):  # another run has removed the directory, or moved the file
@@ -826,8 +797,8 @@ class Disk:
                     os.replace(self.at(source), self.at(target))
                     break
             else:
-                missing.add(target)
-        return missing
+                complete = False
+        return complete
 
     def delete(self, names: Iterable[str]) -> None:
         """The files, and the directories that this leaves empty. A missing file is not an error."""
@@ -844,22 +815,25 @@ class Bucket:
 
     def __init__(self, root: str, settings: Settings) -> None:
         self.root = root
-        self.bucket, prefix = s3_place(root)
+        self.bucket, _, prefix = s3_path(root).partition("/")
         self.prefix = f"{prefix}/".lstrip("/")
         self.client = s3_client(settings)
 
-    def ask(self, operation: str, **arguments: object) -> dict:
-        """The answer to one request. StoreError says what is wrong and what to do."""
+    def ask(self, operation: str, *expected: str, **arguments: object) -> dict | None:
+        """The answer to one request; None for an expected error. StoreError says what is wrong and what to do."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             answer = getattr(self.client, operation)(Bucket=self.bucket, **arguments)
             return {**answer, "Body": answer["Body"].read()} if "Body" in answer else answer
         except (BotoCoreError, ClientError) as error:
-            raise StoreError(self.root, error) from None
+            failure = StoreError(self.root, error)
+        if failure.code in expected:
+            return None
+        raise failure
 
     def files(self, below: str) -> dict[str, File]:
-        """As Disk's. Keys that end in a slash only mark a directory."""
+        """Like Disk's. Keys that end in a slash only mark a directory."""
         found, arguments = {}, {"Prefix": self.prefix + f"{below}/".lstrip("/")}
         while arguments:
             page = self.ask("list_objects_v2", **arguments)
@@ -871,43 +845,29 @@ class Bucket:
         return found
 
     def read(self, name: str) -> str | None:
-        try:
-            return self.ask("get_object", Key=self.prefix + name)["Body"].decode("utf-8", errors="replace")
-        except StoreError as error:
-            if error.code == "NoSuchKey":
-                return None
-            raise
+        answer = self.ask("get_object", "NoSuchKey", Key=self.prefix + name)
+        return answer and answer["Body"].decode("utf-8", errors="replace")
 
-    def write(self, name: str, text: str, **condition: str) -> None:
-        self.ask("put_object", Key=self.prefix + name, Body=text.encode("utf-8"), **condition)
+    def write(self, name: str, text: str, *expected: str, **condition: str) -> dict | None:
+        return self.ask("put_object", *expected, Key=self.prefix + name, Body=text.encode("utf-8"), **condition)
 
     def create(self, name: str, text: str, draft: str) -> bool:
-        """As Disk's, by a conditional PUT, which needs no draft."""
-        try:
-            self.write(name, text, IfNoneMatch="*")
-        except StoreError as error:
-            if error.code not in ("PreconditionFailed", "ConditionalRequestConflict"):
-                raise
-            return False
-        return True
+        """Like Disk's, by a conditional PUT, which needs no draft."""
+        taken = ("PreconditionFailed", "ConditionalRequestConflict")
+        return self.write(name, text, *taken, IfNoneMatch="*") is not None
 
-    def move(self, moves: dict[str, str]) -> set[str]:
-        """As Disk's, by copies, each of which appears whole; the sources go when the staging is cleared."""
+    def move(self, moves: dict[str, str]) -> bool:
+        """Like Disk's, by copies. Each appears whole. The sources are deleted when the staging is cleared."""
 
-        def copy(source: str, target: str) -> str | None:
+        def copy(source: str, target: str) -> bool:
             where = {"Bucket": self.bucket, "Key": self.prefix + source}
-            try:
-                self.ask("copy_object", Key=self.prefix + target, CopySource=where)
-            except StoreError as error:
-                if error.code not in ("NoSuchKey", "404"):
-                    raise
-                return target
-            return None
+            answer = self.ask("copy_object", "NoSuchKey", "404", Key=self.prefix + target, CopySource=where)
+            return answer is not None
 
-        return set(side_by_side(copy, moves.keys(), moves.values())) - {None}
+        return all(side_by_side(copy, moves.keys(), moves.values()))
 
     def delete(self, names: Iterable[str]) -> None:
-        """One request a file: some stores refuse a request for many, and S3 charges nothing for these."""
+        """One request per file: some stores reject bulk deletes, and S3 does not charge for deletes."""
         side_by_side(lambda name: self.ask("delete_object", Key=self.prefix + name), names)
 
 
@@ -921,7 +881,7 @@ def unless_missing(error: OSError) -> None:
 
 
 def side_by_side(call: Callable, *arguments: Iterable) -> list:
-    """As list(map(call, ...)), in threads: a request to S3 mostly waits, and a small Spark job leaves cores idle."""
+    """Like list(map(call, ...)), in threads: a request to S3 mostly waits, and a small Spark job leaves cores idle."""
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         return list(pool.map(call, *arguments))
 
@@ -939,9 +899,8 @@ def is_input(name: str) -> bool:
 def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
     """The JSON files below INPUT/<kind>. UsageError if there are none."""
     found = source.files(kind)
-    visible = {name: file for name, file in found.items() if not is_hidden(name)}
-    files = {name: file for name, file in visible.items() if is_input(name)}
-    others = visible.keys() - files.keys()
+    files = {name: file for name, file in found.items() if is_input(name)}
+    others = [name for name in found if name not in files and not is_hidden(name)]
     for name in found:
         if name.endswith((".json", ".json.gz")) and os.path.normpath(name) != name:
             raise JobError(f"{source.root}/{name}: Hadoop takes it for {os.path.normpath(name)}; rename or remove it")
@@ -956,29 +915,31 @@ def json_files(source: Disk | Bucket, kind: str) -> dict[str, File]:
 # ------------------------------------------------------------------------------------------------------------------
 # The ledger: what the lake holds. To create the next number is to commit
 #
-# _state/ledger/000000042.json lists every file of the tables and the state. A run reads the newest ledger, N, and
-# writes its files to _staging/<N>-<run>/, where no reader looks. Then it creates ledger N+1, if that does not exist:
-# by a hard link on a disk, by If-None-Match on S3. This one step commits. Of all runs that build on N one creates
-# N+1; the others find it taken, clear their own staging, and have changed nothing.
+# _state/ledger/000000042.json lists every file of the tables and the state. A run reads the newest ledger, N. It writes
+# to _staging/<N>-<run>/, where no reader looks. Then it creates ledger N+1: by a hard link on a disk, by If-None-Match
+# on S3. Both fail if N+1 exists. This step is the commit. If several runs build on N, one of them creates N+1. The
+# others clear their own staging and change nothing.
 #
-# settle() makes the lake what the newest ledger says. It moves in the listed files that are missing, and only then
-# deletes the files that the run replaced, so readers never miss a row. A run that is killed before it creates N+1
-# has published nothing. A run that is killed after it is committed, and the next run settles before all else. To
-# settle twice, or in several runs at once, does no harm.
+# settle() makes the lake match the newest ledger. It moves missing files in, then deletes replaced files. In between,
+# readers see old and new rows together; they never miss a row. A run that is killed before its commit has published
+# nothing. A run that is killed later has committed, and the next run settles first. Several runs may settle at once. A
+# run that gets no answer to its commit leaves its staging, because it may have committed. The next run finds out. The
+# next run that commits clears the staging of a killed run.
 #
-# Nor can a run that slept while others committed. It can create no number twice, because numbers never vanish: old
-# ledgers are cut to a stub. It can overwrite no file, because a name contains a random id and is used once. It can
-# delete no committed file that still waits in a staging, because only stagings numbered below the newest ledger are
-# cleared. And it takes a file for missing only after it has looked for the file again and then for a newer ledger.
+# A run that sleeps while others commit does no harm:
+# - It cannot create a number twice: old ledgers are cut to a stub, and never deleted.
+# - It cannot overwrite a file: each name contains a random id and is used once.
+# - It cannot delete a committed file in a staging: settle(N) clears only stagings numbered below N.
+# - Before it calls a file missing, it looks for the file again, and then for a newer ledger.
+# - On S3 it may copy a replaced file in again. The next run deletes it, because ten ledgers remember its name.
+# Any other file among the tables stops the run, which names the file and deletes nothing.
 # ------------------------------------------------------------------------------------------------------------------
 
 STAGING, QUARANTINE, RUNS, STATE = "_staging", "_quarantine", "_runs", "_state"  # readers ignore these names
 LEDGER = f"{STATE}/ledger"
 VERSION_1 = (f"{STATE}/ledger.json", "_lock/")  # what version 1 of this job left there besides tables and state
-SETTLED, SUPERSEDED, MISSING = "settled", "superseded", "missing"
-OVERTAKEN = "another run has published first; this run changed nothing: run it again"
+OVERTAKEN = "another run published first; this run changed nothing; run it again"
 REMEMBERED = 10  # ledgers that still name a file as the job's own after it was replaced
-STUB = 200  # bytes; a cut ledger has fewer
 
 
 class Ledger(NamedTuple):
@@ -1011,48 +972,48 @@ def partition_of(file: str) -> str:
     return "/".join(part for part in file.split("/")[:-1] if "=" in part)
 
 
-def ledgers(lake: Disk | Bucket) -> dict[int, tuple[str, int]]:
-    """The names and bytes of the ledgers by number, the newest first."""
-    names = {name: file.size for name, file in lake.files(LEDGER).items() if re.fullmatch(r".*/\d{9}\.json", name)}
-    return {int(name[-14:-5]): (name, names[name]) for name in sorted(names, reverse=True)}
+def ledger_name(number: int) -> str:
+    return f"{LEDGER}/{number:09}.json"
 
 
 def newest_number(lake: Disk | Bucket) -> int:
-    return max(ledgers(lake), default=0)
+    """The greatest number of a ledger, 0 if there is none."""
+    return max((int(name[-14:-5]) for name in lake.files(LEDGER) if re.fullmatch(r".*/\d{9}\.json", name)), default=0)
 
 
-def newest_ledger(lake: Disk | Bucket, full: bool) -> Ledger:
-    """The newest ledger. JobError if it is damaged; with `full`, the newest that is not, under the newest number."""
-    while True:
-        found = ledgers(lake)
-        if not found:
-            return version_1(lake)
-        number = max(found)
-        for name, _ in list(found.values())[: None if full else 1]:
-            with suppress(ValueError, TypeError):
-                content = json.loads(lake.read(name) or "{}")
-                if "files" in content:
-                    return Ledger(**{**content, "number": number})
-        if newest_number(lake) == number:  # else what was read had been cut, since there is a newer one
-            raise JobError(f"{lake.root}/{found[number][0]} is damaged; restore it, or choose another OUTPUT")
-
-
-def version_1(lake: Disk | Bucket) -> Ledger:
-    """Number 0, with the files that version 1 of this job left, if it did."""
+def content_of(lake: Disk | Bucket, name: str) -> dict | None:
+    """The object in a JSON file; {} if the file is damaged, None if it does not exist."""
+    text = lake.read(name)
     with suppress(ValueError):
-        content = json.loads(lake.read(VERSION_1[0]) or "{}")
-        if content:
-            sizes = {**dict.fromkeys([VERSION_1[0], *lake.files("_lock")], 0), **content.get("files", {})}
-            return Ledger(files={file: [size, None] for file, size in sizes.items()})
-    return Ledger()
+        content = json.loads(text or "")
+        return content if isinstance(content, dict) else {}
+    return None if text is None else {}
 
 
-def opened(lake: Disk | Bucket, full: bool) -> tuple[Ledger, dict[str, int]]:
+def newest_ledger(lake: Disk | Bucket) -> Ledger:
+    """The newest ledger. JobError if it is damaged."""
+    while True:
+        number = newest_number(lake)
+        content = content_of(lake, ledger_name(number)) if number else version_1(lake)
+        if content and content.keys() == set(Ledger._fields):
+            return Ledger(**content)
+        if newest_number(lake) == number:  # else a newer one exists, and this one was cut to a stub
+            raise JobError(f"{lake.root}/{ledger_name(number)} is damaged; restore it, or choose another OUTPUT")
+
+
+def version_1(lake: Disk | Bucket) -> dict:
+    """A ledger with number 0: it lists the files that version 1 of this job left, if it did."""
+    sizes = (content_of(lake, VERSION_1[0]) or {}).get("files")
+    sizes = {**dict.fromkeys([VERSION_1[0], *lake.files("_lock")], 0), **sizes} if sizes else {}
+    return Ledger(files={file: [size, None] for file, size in sizes.items()})._asdict()
+
+
+def opened(lake: Disk | Bucket) -> tuple[Ledger, dict[str, int]]:
     """The newest ledger, settled, and the files of the lake. UsageError names a file that is not the job's."""
     while True:
-        ledger = newest_ledger(lake, full)
-        if ledger.number and settle(lake, ledger) == SUPERSEDED:
-            continue
+        ledger = newest_ledger(lake)
+        if ledger.number:
+            settle(lake, ledger)
         files = lake_files(lake)
         if newest_number(lake) == ledger.number:  # else these are the files of a newer one
             break
@@ -1060,37 +1021,35 @@ def opened(lake: Disk | Bucket, full: bool) -> tuple[Ledger, dict[str, int]]:
     if others:
         count = f" (and {len(others) - 1:,} more)" if others[1:] else ""
         where = f"{lake.root}/{others[0]}{count}"
-        raise UsageError(f"{where}: lies among the tables, but no ledger lists it; move it, or change OUTPUT")
+        raise UsageError(f"{where}: is among the tables, but no ledger lists it; move it, or change OUTPUT")
     return ledger, files
 
 
 def lake_files(lake: Disk | Bucket) -> dict[str, int]:
     """The visible files of the tables and the state, and their bytes."""
     names = [*TABLES, EVENTS.name, SONG_LINES.name, VERSIONS.name]
-    found = dict(zip(names, side_by_side(lake.files, names)))
-    return {f: file.size for name in names for f, file in found[name].items() if not is_hidden(f[len(name) + 1 :])}
+    found = zip(names, side_by_side(lake.files, names))
+    return {f: file.size for name, files in found for f, file in files.items() if not is_hidden(f[len(name) + 1 :])}
 
 
-def settle(lake: Disk | Bucket, ledger: Ledger) -> str:
-    """Makes the lake what the ledger says. SUPERSEDED: a newer one exists. MISSING: a listed file is nowhere."""
+def settle(lake: Disk | Bucket, ledger: Ledger) -> bool:
+    """Makes the lake match the ledger, unless a newer one exists. False if a listed file cannot be found."""
     before, staging = lake_files(lake), f"{STAGING}/{ledger.number - 1:09}-{ledger.run}"
     lake.write(f"{RUNS}/{ledger.run}.json", json.dumps(ledger.report))
     moves = {f"{staging}/{file}": file for file in ledger.files if file not in before}
-    if lake.move(moves):  # a file was neither here nor there: look once more, and only then for a newer ledger
-        still_missing = set(moves.values()) - lake_files(lake).keys()
-        if newest_number(lake) != ledger.number:
-            return SUPERSEDED
-        if still_missing:
-            return MISSING
+    if not lake.move(moves):  # a file was in neither place: look again, and only then for a newer ledger
+        missing = set(moves.values()) - lake_files(lake).keys()
+        superseded = newest_number(lake) != ledger.number
+        if missing or superseded:
+            return superseded
     lake.delete([file for file in ledger.retire if file in before or file.startswith(VERSION_1)])
     old = {file: re.match(rf"{STAGING}/(\d{{9}})-", file) for file in lake.files(STAGING)}
     lake.delete([file for file, found in old.items() if found and int(found[1]) < ledger.number])
-    for number, (name, size) in ledgers(lake).items():
-        if size > STUB and number <= ledger.number - 3:
-            with suppress(ValueError):
-                run = json.loads(lake.read(name) or "{}").get("run", "")
-                lake.write(name, json.dumps({"number": number, "run": run}))
-    return SETTLED
+    stub, number = ledger_name(ledger.number - 3), ledger.number - 3  # the first three find none
+    old = content_of(lake, stub) or {}
+    if "files" in old:  # a late commit needs only an old ledger's number and its run
+        lake.write(stub, json.dumps({"number": number, "run": old["run"]}))
+    return True
 
 
 def next_ledger(base: Ledger, run: str, rules: dict, inputs: Inputs, files: dict[str, list]) -> Ledger:
@@ -1104,13 +1063,13 @@ def next_ledger(base: Ledger, run: str, rules: dict, inputs: Inputs, files: dict
 
 def commit(lake: Disk | Bucket, ledger: Ledger, staging: str) -> None:
     """Creates the ledger. JobError if another run was first; UncertainError if the store gives no certain answer."""
-    name, text, errors = f"{LEDGER}/{ledger.number:09}.json", json.dumps(ledger._asdict()), []
+    name, text, errors = ledger_name(ledger.number), json.dumps(ledger._asdict()), []
     for _ in range(10):
         try:
             if lake.create(name, text, f"{staging}/ledger.json"):
                 return
-            holder = lake.read(name)  # None: the store is busy creating it for somebody, so ask again
-            if holder is not None and json.loads(holder)["run"] == ledger.run:
+            holder = content_of(lake, name)  # None: the store is busy creating it for somebody, so ask again
+            if holder is not None and holder.get("run") == ledger.run:
                 return  # the answer to an earlier try was lost
             if holder is not None:
                 raise JobError(f"{lake.root}: {OVERTAKEN}")
@@ -1118,8 +1077,8 @@ def commit(lake: Disk | Bucket, ledger: Ledger, staging: str) -> None:
             errors.append(one_line(error))
             if len(errors) == 2:
                 break
-    why = errors[-1] if errors else "another request seems to create it all the time"
-    raise UncertainError(f"{lake.root}/{name}: {why}; this run may have published or not: the next run will show")
+    why = errors[-1] if errors else "other requests keep creating it"
+    raise UncertainError(f"{lake.root}/{name}: {why}; this run may have published; the next run will find out")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1145,8 +1104,8 @@ class Account(NamedTuple):
 def account(
     new: DataFrame, old: DataFrame, names: dict[str, File], usable: str, key: list[str], surrogate: Column
 ) -> Account:
-    """Counts the new lines by file and fate. Of the usable lines with one key one is accepted: an old one, else the
-    one in the file with the smallest name."""
+    """Counts the new lines by file and fate. Of the usable lines with the same key one is accepted: an old one if there
+    is one, else the one in the file with the smallest name."""
     files = {name: {"file": name, "bytes": file.size, **dict.fromkeys(FATES, 0)} for name, file in names.items()}
     problems = Counter()
     for row in new.groupBy("file", "problem", F.expr(usable).alias("usable")).count().collect():
@@ -1155,7 +1114,7 @@ def account(
     rows = new.where(usable).select("file", *key)
     rows = rows.unionByName(old.where(usable).select(F.lit("").alias("file"), *key))
     lines, ids = rows.agg(F.count("*"), F.countDistinct(surrogate)).first()
-    if lines == ids:  # then there are no copies, and the dearer grouping by key is not needed
+    if lines == ids:  # then there are no copies, and the slower grouping by key is not needed
         return Account(files, problems, lines, lines, lines)
     firsts = rows.groupBy(*key).agg(F.min("file").alias("file")).groupBy("file").count()
     accepted = {row.file: row["count"] for row in firsts.collect()}
@@ -1178,7 +1137,7 @@ def check_limit(kind: str, account: Account, settings: Settings, where: str) -> 
         texts = [name for name in empty if name.endswith(".json")]
         for name, text in zip(texts, side_by_side(storage(settings.input, settings).read, texts)):
             if re.search(r"[^\s\ufeff]", text or ""):
-                raise JobError(f"{settings.input}/{name}: Spark has read no line of it; nothing was published")
+                raise JobError(f"{settings.input}/{name}: Spark read no line from it; nothing was published")
     if bad > lines * settings.max_bad_ratio:
         reasons = ", ".join(f"{count:,} {problem}" for problem, count in account.problems.most_common())
         hint = " (each line must be one JSON object)" * ("broken JSON" in account.problems)
@@ -1188,43 +1147,39 @@ def check_limit(kind: str, account: Account, settings: Settings, where: str) -> 
         )
 
 
-def audit(spark: SparkSession, tables: dict[str, DataFrame], due: list[str], expected: dict[str, tuple[int, int]]):
-    """Reads back the staged tables, those that are due. By table: rows, known and distinct keys; and the rows of each
-    file, by address. JobError if a key is null or not unique, a reference is not in its table, or there are not as
-    many rows and keys as the account of the input says. tables: all five."""
-    checks = []
-    for name, rows in tables.items():
-        rows.createOrReplaceTempView(f"audited_{name}")
+def audit(
+    tables: dict[str, DataFrame], due: Iterable[str], expected: dict[str, tuple[int, int]]
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """Checks the tables that are due. Returns the rows and different keys of each, and the rows of each file.
+
+    JobError if a key is null or not unique, a reference is not in its table, or there are not as many rows and keys as
+    `expected` says, which is the account of the input. tables: all five. Those that are due are read from their files.
+    """
+    checks, by_file, audits = [], {}, {name: {"rows": 0, "keys": 0} for name in due}
     for name in due:
-        key, here = TABLES[name].key, f"'{name}' AS table"
-        checks += [
-            f"SELECT {here}, file_path AS what, count(*), count({key}) FROM audited_{name} GROUP BY file_path",
-            f"SELECT {here}, 'distinct', count(DISTINCT {key}), 0 FROM audited_{name}",
-            *(
-                f"SELECT {here}, '{column}', count(*), 0 FROM audited_{name} LEFT ANTI JOIN (SELECT {TABLES[other].key}"
-                f" AS {column} FROM audited_{other}) USING ({column}) WHERE {column} IS NOT NULL"
-                for column, other in TABLES[name].references.items()
-            ),
-        ]
-    found = spark.sql(" UNION ALL ".join(checks)).collect() if checks else ()
-    for name in tables:
-        spark.catalog.dropTempView(f"audited_{name}")
-    audits, by_file = {name: Counter(rows=0, known=0, distinct=0) for name in due}, {}
-    for name, what, rows, known in found:
-        if what == "distinct":
-            audits[name]["distinct"] = rows
+        table, rows = TABLES[name], tables[name]
+        checks.append(rows.selectExpr(f"'{name}'", "'keys'", f"count(DISTINCT {table.key})"))
+        by_path = rows.groupBy("_metadata.file_path").agg(F.count("*").alias("rows"))
+        checks.append(by_path.selectExpr(f"'{name}'", "file_path", "rows"))
+        for column, other in table.references.items():
+            keys = tables[other].selectExpr(f"{TABLES[other].key} AS {column}")
+            orphans = rows.where(f"{column} IS NOT NULL").join(keys, on=column, how="left_anti")
+            checks.append(orphans.selectExpr(f"'{name}'", f"'{column}'", "count(*)"))
+    for name, what, count in reduce(DataFrame.union, checks).collect() if checks else ():
+        if what == "keys":
+            audits[name]["keys"] = count
         elif what not in TABLES[name].references:
-            by_file[what] = rows
-            audits[name].update(rows=rows, known=known)
-        elif rows:
+            by_file[what] = count
+            audits[name]["rows"] += count
+        elif count:
             other = TABLES[name].references[what]
-            raise JobError(f"{name}: in {rows:,} rows the {what} is not in {other}; nothing was published")
-    for name, counts in audits.items():
-        rows, keys = expected.get(name, (counts["rows"], counts["rows"]))
-        if counts != {"rows": rows, "known": rows, "distinct": keys}:
+            raise JobError(f"{name}: in {count:,} rows the {what} is not in {other}; nothing was published")
+    for name, found in audits.items():
+        rows, keys = expected.get(name, (found["rows"], found["rows"]))
+        if found != {"rows": rows, "keys": keys}:
             raise JobError(
-                f"{name}: {counts['rows']:,} rows, {counts['known']:,} have a {TABLES[name].key},"
-                f" {counts['distinct']:,} of them differ; the input has {rows:,} and {keys:,}; nothing was published"
+                f"{name}: {found['rows']:,} rows with {found['keys']:,} different values of {TABLES[name].key};"
+                f" the input has {rows:,} and {keys:,}; nothing was published"
             )
     return audits, by_file
 
@@ -1234,7 +1189,7 @@ def check_shrink(base: Ledger, after: Ledger, settings: Settings) -> None:
     for name, before in base.facts().items():
         rows, was = after.facts()[name]["rows"], before["rows"]
         if was and not rows:
-            raise JobError(f"{name} would be empty, and has {was:,} rows; look at the input; nothing was published")
+            raise JobError(f"{name} would become empty and has {was:,} rows; check the input; nothing was published")
         if rows < was * (1 - settings.max_shrink):
             raise JobError(
                 f"{name}: {rows:,} rows instead of {was:,}, and MAX_SHRINK = {settings.max_shrink}; is the input"
@@ -1246,7 +1201,7 @@ def check_shrink(base: Ledger, after: Ledger, settings: Settings) -> None:
 # A run: what is new, and the partitions that it touches
 # ------------------------------------------------------------------------------------------------------------------
 
-KINDS = ("song_data", "log_data")
+KINDS = {"song_data": (SONG_FIELDS, SONG_RULES), "log_data": (LOG_FIELDS, LOG_RULES)}
 MANY_CHANGES = 100  # changed or vanished files; with more, a rebuild is simpler and not slower
 
 
@@ -1268,13 +1223,6 @@ def changes_since(base: Ledger, inputs: Inputs) -> Changes:
         new[kind] = {name: file for name, file in files.items() if marks.get(name) != file.mark}
         gone[kind] = {name for name, mark in marks.items() if name not in files or files[name].mark != mark}
     return Changes(new, gone)
-
-
-def rules_of(settings: Settings) -> dict:
-    """What must be the same for the rows of two runs to lie in one table."""
-    source = s3_path(settings.input) if on_s3(settings.input) else os.path.abspath(settings.input)
-    layouts = {name: ", ".join(getattr(settings, name)) for name in ("songs_partition_by", "plays_partition_by")}
-    return {"meaning": MEANING, "input": source, **layouts}
 
 
 def why_rebuild(newest: Ledger, rules: dict, files: dict[str, int], changes: Changes, full: bool) -> str:
@@ -1303,11 +1251,14 @@ class Work(NamedTuple):
     root: str  # of the lake, as Spark writes it
     base: Ledger  # without files if the run rebuilds everything
     staging: str
-    report: dict  # a log: written to as the run goes on, so that a failed run says how far it came
+    report: dict  # a log: written to as the run goes on, so that the report of a failed run says how far it got
 
-    def old(self, table: str, partitions: Iterable[str] | None = None, without: Iterable[str] = ()) -> DataFrame:
+    def old(self, name: str, partitions: Iterable[str] | None = None, without: Iterable[str] = ()) -> DataFrame:
         """The table's rows of earlier runs, of some partitions or all, without the lines of some files."""
-        rows = rows_in(self.spark, self.tables[table], self.root, self.base.of_table(table, partitions))
+        columns, paths = self.tables[name].columns, [f"{self.root}/{f}" for f in self.base.of_table(name, partitions)]
+        if not paths:
+            return self.spark.createDataFrame([], columns).where("false")
+        rows = self.spark.read.schema(columns).option("basePath", f"{self.root}/{name}").parquet(*paths)
         return rows.where(~F.col("file").isin([*without])) if without else rows
 
     def stage(self, table: str, rows: DataFrame) -> DataFrame:
@@ -1331,17 +1282,18 @@ class Work(NamedTuple):
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        since = time.monotonic()
+        since, seconds = time.monotonic(), self.report["seconds"]
         yield
-        self.report["seconds"][stage] = round(time.monotonic() - since, 3)
-        log.debug("%s in %.1f s", stage, self.report["seconds"][stage])
+        seconds[stage] = round(seconds.get(stage, 0) + time.monotonic() - since, 3)  # the state is staged twice
+        log.debug("%s in %.1f s", stage, seconds[stage])
 
 
 def run(settings: Settings, full: bool = False) -> None:
     """The whole job: settle, list, find what is new, build it, commit, settle."""
     source, lake, since = storage(settings.input, settings), storage(settings.output, settings), time.monotonic()
-    rules, report = rules_of(settings), new_report(settings)
-    newest, files = opened(lake, full)
+    layouts = {name: ", ".join(getattr(settings, name)) for name in ("songs_partition_by", "plays_partition_by")}
+    rules, report = {"meaning": MEANING, "input": s3_path(source.root), **layouts}, new_report(settings)
+    newest, files = opened(lake)
     # Listed after the ledger is read: else a file that another run has just published would look as if it had vanished.
     inputs = {kind: json_files(source, kind) for kind in KINDS}
     why = why_rebuild(newest, rules, files, changes_since(newest, inputs), full)
@@ -1361,7 +1313,9 @@ def run(settings: Settings, full: bool = False) -> None:
         size = sum(file.size for new in changes.new.values() for file in new.values())
         spark = spark_session(settings, size + sum(base.files[file][0] for file in base.of_table(EVENTS.name)))
         places = (address(spark, settings, place) for place in (settings.input, settings.output))
-        work = Work(spark, lake, lake_tables(settings), *places, base, staging, report)
+        events = EVENTS.partitioned_by(*settings.plays_partition_by)
+        state = {EVENTS.name: events, SONG_LINES.name: SONG_LINES, VERSIONS.name: VERSIONS}
+        work = Work(spark, lake, {**tables_for(settings), **state}, *places, base, staging, report)
         after = next_ledger(newest, report["run"], rules, inputs, build(work, settings, changes))
         check_shrink(newest, after, settings)
         after = after._replace(report={**report, "outcome": "published", "tables": after.facts()})
@@ -1371,16 +1325,15 @@ def run(settings: Settings, full: bool = False) -> None:
 
 
 def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
-    """Stages and audits what the new input makes of the lake. Returns the lake's files: bytes and rows by name.
+    """Builds, stages and audits the new files. Returns the files of the lake after the run: bytes and rows by name.
 
     A touched partition is computed from all of its events, old and new, and its files are replaced. So copies, better
-    versions of a play and late songs need no rule of their own, and a first run is one on an empty lake.
+    versions of a play and late songs need no special rules, and a first run is a run on an empty lake.
     """
     new_songs, new_events = side_by_side(lambda kind: stage_lines(work, kind, changes.new[kind]), KINDS)
     old_songs = work.old(SONG_LINES.name, without=changes.gone["song_data"])
     songs = clean_songs(new_songs.unionByName(old_songs))
-    touched = {partition_of(file) for file in work.staged_files() if file.startswith(EVENTS.name)}
-    touched |= partitions_of_gone_lines(work, changes) | partitions_of_other_songs(work, changes, songs)
+    touched = touched_partitions(work, changes, songs)
     old_events = work.old(EVENTS.name, touched, without=changes.gone["log_data"])
     events = new_events.unionByName(old_events)
     accounts = accounts_of(work, changes, (new_songs, new_events), (old_songs, old_events))
@@ -1400,35 +1353,32 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
 def stage_lines(work: Work, kind: str, names: dict[str, File]) -> DataFrame:
     """The new lines of one kind, parsed, checked and staged, as columns: to write and read these back is cheaper than
     to parse twice, or to cache. The usable ones are the new part of the state."""
+    table = work.tables[SONG_LINES.name if kind == "song_data" else EVENTS.name]
     if not names:
-        return rows_in(work.spark, work.tables[SONG_LINES.name if kind == "song_data" else EVENTS.name], work.root, [])
-    lines = read_lines(work.spark, work.source, kind, names)
-    if kind == "song_data":
-        return work.stage(SONG_LINES.name, song_lines(checked(lines, SONG_FIELDS, SONG_RULES)))
-    events = log_events(checked(lines, LOG_FIELDS, LOG_RULES), work.tables[EVENTS.name].partitions)
-    return work.stage(EVENTS.name, events)
+        return work.old(table.name, partitions=())
+    lines = checked(read_lines(work.spark, work.source, kind, names), *KINDS[kind])
+    rows = lines.withColumn("value", F.expr("if(problem IS NULL, NULL, value)"))
+    return work.stage(table.name, rows if kind == "song_data" else log_events(rows, table.partitions))
 
 
-def partitions_of_gone_lines(work: Work, changes: Changes) -> set[str]:
-    """The partitions with lines of log files that have changed or vanished."""
-    gone = F.col("file").isin([*changes.gone["log_data"]])
-    return work.partitions_of(work.old(EVENTS.name).where(gone)) if changes.gone["log_data"] else set()
-
-
-def partitions_of_other_songs(work: Work, changes: Changes, songs: DataFrame) -> set[str]:
-    """The partitions with plays that have another song now: one that came later, or another version of theirs."""
-    if not changes.of("song_data") or not work.base.of_table("songplays"):
-        return set()
-    before, after = song_lookup(clean_songs(work.old(SONG_LINES.name))), song_lookup(songs)
-    changed = before.exceptAll(after).union(after.exceptAll(before)).select(*SONG_KEY).distinct()
-    logged = ("song_title AS title", "artist_name AS artist", "round(song_length, 5) AS duration")
-    plays = work.old("songplays").selectExpr(*logged, *work.tables["songplays"].partitions)
-    return work.partitions_of(plays.join(changed, on=SONG_KEY, how="left_semi"))
+def touched_partitions(work: Work, changes: Changes, songs: DataFrame) -> set[str]:
+    """The partitions of plays to rebuild: those of new lines, those of lines of log files that have changed or
+    vanished, and those of plays that have another song now."""
+    touched = {partition_of(file) for file in work.staged_files() if file.startswith(EVENTS.name)}
+    if changes.gone["log_data"]:
+        touched |= work.partitions_of(work.old(EVENTS.name).where(F.col("file").isin([*changes.gone["log_data"]])))
+    if changes.of("song_data") and work.base.of_table("songplays"):
+        before, after = song_lookup(clean_songs(work.old(SONG_LINES.name))), song_lookup(songs)
+        changed = before.exceptAll(after).union(after.exceptAll(before)).select(*SONG_KEY).distinct()
+        logged = ("song_title AS title", "artist_name AS artist", "round(song_length, 5) AS duration")
+        plays = work.old("songplays").selectExpr(*logged, *work.tables["songplays"].partitions)
+        touched |= work.partitions_of(plays.join(changed, on=SONG_KEY, how="left_semi"))
+    return touched
 
 
 def accounts_of(work: Work, changes: Changes, new: tuple[DataFrame, ...], old: tuple) -> dict[str, Account]:
     """What became of the new lines, by kind. The lines that cannot be used go into the quarantine, as JSON: file,
-    reason, line. They stay there also if the run then fails."""
+    reason, line. They stay there even if the run fails."""
     usable, keys = ("problem IS NULL", "is_play"), (["song_id"], PLAY_KEY)
     with work.timed("accounting"):
         found = side_by_side(account, new, old, changes.new.values(), usable, keys, (F.col("song_id"), songplay_id()))
@@ -1438,9 +1388,9 @@ def accounts_of(work: Work, changes: Changes, new: tuple[DataFrame, ...], old: t
     work.report["problems"] = {kind: dict(account.problems) for kind, account in accounts.items()}
     work.report["files"] = [file for account in found for file in account.files.values()]
     if any(account.problems for account in found):
-        lines = reduce(DataFrame.union, (rows.select("file", "problem", "value") for rows in new))
-        bad = lines.where("problem IS NOT NULL")
-        bad.toDF("file", "reason", "line").write.json(f"{work.root}/{QUARANTINE}/run={work.report['run']}")
+        songs, logs = (rows.where("problem IS NOT NULL").select("file", "problem", "value") for rows in new)
+        bad = songs.union(logs).toDF("file", "reason", "line")
+        bad.write.json(f"{work.root}/{QUARANTINE}/run={work.report['run']}")
     return accounts
 
 
@@ -1450,7 +1400,7 @@ def versions_after(work: Work, changes: Changes, touched: set[str], events: Data
         return work.old(VERSIONS.name)
     if not changes.gone["log_data"]:
         return work.stage(VERSIONS.name, user_versions(events, work.old(VERSIONS.name)))
-    # With a file a version may be gone, so all events count.
+    # The versions of a file that is gone may be gone, too, so all events are read.
     untouched = {partition_of(file) for file in work.base.of_table(EVENTS.name)} - touched
     return work.stage(VERSIONS.name, user_versions(work.old(EVENTS.name, untouched).unionByName(events)))
 
@@ -1467,16 +1417,10 @@ def audited(
     work: Work, accounts: dict[str, Account], tables: dict[str, DataFrame], staged: dict[str, DataFrame]
 ) -> dict[str, int]:
     """Audits the staged tables. Returns the rows of each of their files, by final name."""
-    read_back = {name: rows.select("*", "_metadata.file_path") for name, rows in staged.items() if name in tables}
-    songs, logs = accounts.values()
+    due, (songs, logs) = tables.keys() & staged.keys(), accounts.values()
     with work.timed("audit"):
-        for name in read_back.keys() & {"songs", "artists", "users"}:
-            read_back[name].persist()  # read once, and not once a check: songs has a file for each year
         expected = {"songplays": (logs.keys, logs.ids), "songs": (songs.keys, songs.ids)}
-        audits, by_file = audit(work.spark, {**tables, **read_back}, [*read_back], expected)
-        for rows in read_back.values():
-            rows.unpersist()
-    work.report["audits"] = audits
+        work.report["audits"], by_file = audit({**tables, **staged}, sorted(due), expected)
     if logs.ids < logs.keys:
         log.warning("songplays: %s ids are shared by two plays, by chance; see docs/decisions.md", logs.keys - logs.ids)
     return {unquote(file).split(f"/{work.staging}/")[1]: rows for file, rows in by_file.items()}
@@ -1487,14 +1431,8 @@ def files_after(work: Work, replaced: dict[str, set[str] | None], rows: dict[str
     dropped = {file for table, partitions in replaced.items() for file in work.base.of_table(table, partitions)}
     staged = {f: [size, None if f.startswith(STATE) else rows.get(f, 0)] for f, size in work.staged_files().items()}
     if rows.keys() - staged.keys():
-        raise JobError(f"{work.lake.root}/{work.staging} has lost files during the run; nothing was published")
+        raise FileNotFoundError(errno.ENOENT, "No such file", f"{work.lake.root}/{min(rows.keys() - staged.keys())}")
     return {**{file: facts for file, facts in work.base.files.items() if file not in dropped}, **staged}
-
-
-def lake_tables(settings: Settings) -> dict[str, Table]:
-    """The five tables and the state, with the partitions that the settings choose."""
-    events = EVENTS.partitioned_by(*settings.plays_partition_by)
-    return {**tables_for(settings), **{table.name: table for table in (events, SONG_LINES, VERSIONS)}}
 
 
 def new_report(settings: Settings) -> dict:
@@ -1521,20 +1459,21 @@ def log_tables(lake: Disk | Bucket, report: dict, since: float) -> None:
 
 
 def sign(lake: Disk | Bucket, number: int, staging: str, report: dict) -> None:
-    """Leaves a sign of this run in its staging, and logs those of others, which only warn: the commit decides.
+    """Writes run.json to the staging of this run, and warns of those of others. It only warns: the commit decides.
 
-    JobError if the store overwrites what must only be created: there two runs could both commit.
+    JobError if the store overwrites an existing file: with such a store two runs could both commit.
     """
     for name in lake.files(STAGING):
         if name.startswith(f"{STAGING}/{number:09}-") and name.endswith("/run.json"):
-            text = "another run is at work or was killed; of two runs at once the first to finish publishes: %s"
-            log.warning(text, lake.read(name))
+            text = "another run is active or was killed; of two active runs the first to finish publishes: %s"
+            log.warning(text, lake.read(name) or name)
     name = f"{staging}/run.json"
     text = json.dumps({"run": report["run"], "host": socket.gethostname(), "process": os.getpid()})
     created = [lake.create(name, text, f"{staging}/run.draft") for _ in range(2)]
-    if created[1] and newest_number(lake) == number:  # else another run has published, and cleared this staging
-        raise JobError(f"{lake.root}: the store ignores If-None-Match, so two runs could publish at once; use another")
-    lake.delete([f"{staging}/run.draft"])  # a run that may not delete could never finish
+    if created[1]:  # either another run has published and cleared this staging, or the store does not compare
+        why = "the store ignores If-None-Match, so two runs could publish at once; use another"
+        raise JobError(f"{lake.root}: {OVERTAKEN if newest_number(lake) > number else why}")
+    lake.delete([f"{staging}/run.draft"])  # this also tests the right to delete, which settle needs
 
 
 @contextmanager
@@ -1558,7 +1497,7 @@ def cleared_on_failure(lake: Disk | Bucket, number: int, staging: str, report: d
 def settle_own(lake: Disk | Bucket, ledger: Ledger) -> None:
     """Settles what this run has committed. A newer run may have done it already."""
     try:
-        if settle(lake, ledger) != MISSING:
+        if settle(lake, ledger):
             return
         why = f"{lake.root}: staged files are missing"
     except (StoreError, OSError) as error:
@@ -1621,6 +1560,7 @@ REMEDIES = {
     "ParquetDecoding|not a Parquet file|FOOTER|footer|PARQUET_|parquet.format|ZstdIO": "a file of the lake is damaged;"
     " rebuild all tables with --full",
     "FileNotFound|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run again",
+    "cross-device": "a directory of the lake is a link to another disk; replace the link by a directory",
     "Not a directory|File exists": "a file stands where a directory is needed; move it or correct the address",
     "InvalidPathException": "Java cannot write this name under its locale; start it with LC_ALL=C.UTF-8",
     "Relative path in absolute URI": "Spark cannot read a file with a colon in its name from a disk; rename it",
@@ -1645,7 +1585,7 @@ def one_line(error: BaseException) -> str:
         cause = cause.getCause()
     said = re.sub(r"\n\s*(at|\.\.\.) .*", "", " ".join(chain))  # without Java's stack
     place = re.search(r"while reading file (\S+?)\.?\s", said) or re.search(r"(s3a?://[^\s:,]+)", said)
-    return explained(place[1] if place else "", said, chain[-1].splitlines()[0])
+    return explained(place[1] if place else "", said, chain[-1].strip().split("\n")[0])
 
 
 def explained(place: str, said: str, cause: str) -> str:
@@ -1681,10 +1621,10 @@ def main(argv: list[str] | None = None) -> int:
         full = options.pop("full")
         run(read_settings(options.pop("config"), **options), full)
     except KeyboardInterrupt:
-        log.error("interrupted; the next run clears up, and finishes what this one may have committed")
+        log.error("interrupted; the tables are as before, or the next run finishes what this one has committed")
         return 130
     except FAULTS as error:
-        log.error("%s", " ".join(one_line(error).splitlines()))  # a file's name may have two lines
+        log.error("%s", " ".join(one_line(error).splitlines()))  # a file name may contain a newline
         return getattr(error, "exit_code", 1)
     return 0
 

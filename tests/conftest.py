@@ -224,7 +224,7 @@ def rows_of_lines(spark: SparkSession, root: Path, kind: str) -> DataFrame:
     """What the job makes of the lines of one kind below the root before it builds tables."""
     lines = lines_of(spark, root, kind)
     if kind == "song_data":
-        return etl.song_lines(etl.checked(lines, etl.SONG_FIELDS, etl.SONG_RULES))
+        return etl.checked(lines, etl.SONG_FIELDS, etl.SONG_RULES)
     return etl.log_events(etl.checked(lines, etl.LOG_FIELDS, etl.LOG_RULES))
 
 

@@ -23,8 +23,8 @@ INPUT = "_input"  # of the lake's dict: where files are delivered
 ERROR = "no answer"  # instead of an answer: the store fails
 UNUSED = {*etl.TABLES, *(table.name for table in (etl.EVENTS, etl.SONG_LINES, etl.VERSIONS))} - {"songplays", "users"}
 SETTINGS = etl.Settings("in", "lake", max_shrink=1.0)
-# These keep nothing across a storage call but their locals. So where they are called and what their locals are says
-# where a run is; of a function that they call, all answers since the call do.
+# These keep nothing across a storage call but their locals and the error that is handled. So where they are called and
+# what these are says where a run is; of a function that they call, all answers since the call do.
 PLAIN = ("run", "opened")
 
 
@@ -63,9 +63,10 @@ class Steps:
             self.write(draft, text)
         return self.step("create", name, text)
 
-    def move(self, moves: dict[str, str]) -> set[str]:
+    def move(self, moves: dict[str, str]) -> bool:
         kind = "move" if self.disk else "copy"
-        return {target for source, target in moves.items() if not self.step(kind, source, target)}
+        moved = [self.step(kind, source, target) for source, target in moves.items()]
+        return all(moved)
 
     def delete(self, names: Iterable[str]) -> None:
         for name in names:
@@ -148,7 +149,7 @@ class Runs:
             if asked == len(answers):
                 facts = [{name: value for name, value in frame.f_locals.items() if name != "since"} for frame in plain]
                 inner = [(frame.f_code.co_name, frame.f_lasti) for frame in others]
-                place = re.sub(" at 0x[0-9a-f]+", "", repr((where, facts, inner)))
+                place = re.sub(" at 0x[0-9a-f]+", "", repr((where, facts, inner, sys.exc_info()[1])))
                 raise Paused(call, place, answers[since:])
             asked += 1
             return answers[asked - 1]

@@ -202,7 +202,7 @@ def outcome(run: str, settings: etl.Settings, logs: Callable, lake: object = Non
         return f"uncertain: {error}"
     except etl.FAULTS as error:
         why = etl.one_line(error)
-        if "another run has published first" in why:
+        if "another run published first" in why:
             return f"lost: {why}"
         return f"{'unfinished' if 'the run has committed' in why else 'failed'}: {why}"
     except Exception as error:

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 import pyarrow.dataset
 import pytest
 from conftest import ROOT, Outcome, event, job, play_of, song, write_config, write_lake
+from pyspark.find_spark_home import _find_spark_home
 from pyspark.sql import SparkSession
 
 import etl
@@ -320,7 +321,7 @@ def test_a_file_whose_lines_get_lost_on_their_way_stops_the_run_by_its_name(
     write(source / "log_data" / "lost.json", play())
     monkeypatch.setattr(etl, "read_lines", lambda *given: read_lines(*given).where("file NOT LIKE '%lost%'"))
     outcome = job(source, tmp_path / "out")
-    assert outcome.code == 1 and "log_data/lost.json: Spark has read no line of it" in outcome.error
+    assert outcome.code == 1 and "log_data/lost.json: Spark read no line from it" in outcome.error
 
 
 def test_a_limit_that_the_submitter_sets_for_lines_loses_none(
@@ -362,7 +363,7 @@ def test_under_the_locale_c_the_job_reads_files_of_every_name(tmp_path: Path) ->
 
 def test_under_spark_submit_with_the_locale_c_the_run_stops_and_names_the_file(tmp_path: Path) -> None:
     accented_lake(tmp_path)
-    submit = str(Path(etl._find_spark_home()) / "bin" / "spark-submit")
+    submit = str(Path(_find_spark_home()) / "bin" / "spark-submit")
     ran = in_a_process(tmp_path, submit, str(ROOT / "etl.py"), LC_ALL="C")
     assert ran.returncode == 1
     (line,) = [line for line in ran.stdout.splitlines() if " ERROR " in line] or [ran.stdout]
@@ -535,7 +536,7 @@ def test_a_file_of_others_where_tables_go_stops_the_run_by_its_name_and_stays(
     try:
         outcome = job(published / "in", published / "out", *options)
         assert outcome.code == 2
-        assert f"out/{name}: lies among the tables, but no ledger lists it; move it" in outcome.error
+        assert f"out/{name}: is among the tables, but no ledger lists it; move it" in outcome.error
         assert theirs.read_bytes() == b"theirs"
     finally:
         theirs.unlink()

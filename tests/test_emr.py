@@ -823,8 +823,8 @@ def test_the_settings_in_the_guide_are_complete_and_fit_the_policies(tmp_path, a
     path.write_text("[AWS CREDS]\nAWS_ACCESS_KEY_ID =\nAWS_SECRET_ACCESS_KEY =\n" + "\n".join(guide_lines("ini")))
     cluster, settings = emr.read_cluster(str(path)), etl.read_settings(str(path))
     bucket = re.search("export BUCKET=(\\S+)", GUIDE)[1]
-    places = [emr.etl.s3_place(place) for place in (settings.input, settings.output, cluster.code, cluster.logs)]
-    assert places == [(bucket, "raw"), (bucket, "lake"), (bucket, "emr/code"), (bucket, "emr/logs")]
+    places = [etl.s3_path(place) for place in (settings.input, settings.output, cluster.code, cluster.logs)]
+    assert places == [f"{bucket}/{prefix}" for prefix in ("raw", "lake", "emr/code", "emr/logs")]
     assert cluster.instance_profile == "sparkify-etl-job" and cluster.service_role == "EMR_DefaultRole"
 
 

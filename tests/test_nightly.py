@@ -73,7 +73,7 @@ class Nights:
         assert tables == in_order(five_tables(str(self.source), by_day))
         rows = {name: facts["rows"] for name, facts in reports(self.output)[-1]["tables"].items()}
         assert rows == {name: len(rows) for name, rows in tables.items()}
-        ledger = etl.newest_ledger(etl.Disk(str(self.output)), full=False)
+        ledger = etl.newest_ledger(etl.Disk(str(self.output)))
         sizes = {file: (self.output / file).stat().st_size for file in self.files()}
         assert {file: size for file, (size, _) in ledger.files.items()} == sizes
         assert not (self.output / "_staging").exists()

@@ -105,7 +105,7 @@ def test_a_report_has_the_rows_files_and_bytes_of_the_tables_unless_the_run_fail
 def test_a_report_has_what_was_audited(runs: Runs) -> None:
     rows = {name: table["rows"] for name, table in runs.reports[0]["tables"].items()}
     assert runs.reports[0]["audits"] == {
-        name: {"rows": count, "known": count, "distinct": count} for name, count in rows.items()
+        name: {"rows": count, "keys": count} for name, count in rows.items()
     }
     assert not runs.reports[1]["audits"] and not runs.reports[2]["audits"]
 

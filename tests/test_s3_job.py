@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import oracle
 import pyarrow.dataset
 import pyarrow.fs
+import pyspark
 import pytest
 from conftest import ROOT, Outcome, event, job, play_of, song
 from faultproxy import Fault, FaultProxy, fault_proxy
@@ -180,7 +183,7 @@ def test_an_archived_object_is_named_with_the_advice_to_restore_it(server: Serve
 SILENCES = {  # the first request that gets no answer, nor does any after it -> what the run says
     "when Spark reads": ("GET", "log_data", "the store does not answer"),
     "when Spark writes": ("PUT|CreateMPU", "_staging.*parquet", "the store does not answer"),
-    "at the commit": ("PUT", "_state/ledger", "this run may have published or not: the next run will show"),
+    "at the commit": ("PUT", "_state/ledger", "this run may have published; the next run will find out"),
     "when files move in": ("COPY", "", "the run has committed, but readers may not see all of it"),
     "when it clears up": ("DELETE", "parquet", "the run has committed, but readers may not see all of it"),
 }
@@ -260,7 +263,7 @@ def test_a_store_that_ignores_the_condition_of_a_write_is_refused(
     server: Server, early_lake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = etl.Bucket.write
-    monkeypatch.setattr(etl.Bucket, "write", lambda self, name, text, **condition: write(self, name, text))
+    monkeypatch.setattr(etl.Bucket, "write", lambda self, name, text, *taken, **condition: write(self, name, text))
     outcome = early(server, server.endpoint)
     assert outcome.code == 1 and "the store ignores If-None-Match, so two runs could publish at once" in outcome.error
 
@@ -290,7 +293,8 @@ def test_a_missing_bucket_of_the_output_is_named_and_keys_from_a_profile_serve(
     outcome = early(server, server.endpoint, "s3://nowhere/tables", **blank)
     assert outcome.code == 1
     assert outcome.error.startswith("s3://nowhere/tables: the bucket does not exist; create it or correct the address")
-    assert etl.s3a_keys(etl.Settings("s3://early/in", "s3://nowhere/tables")) == (server.access_key, CANARY, "")
+    conf, _ = given(monkeypatch, "4.0.2")
+    assert (conf["fs.s3a.access.key"], conf["fs.s3a.secret.key"]) == (server.access_key, CANARY)
 
 
 # What Spark is given -------------------------------------------------------------------------------------------------
@@ -339,25 +343,19 @@ def test_spark_and_boto3_ask_the_same_store_when_the_environment_names_it(
     assert conf["fs.s3a.endpoint"] == "http://store:9000"
 
 
-def test_the_connector_fits_the_running_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etl, "_find_spark_home", lambda: str(tmp_path))
-    (tmp_path / "jars").mkdir()
-    for jar in ("hadoop-client-api-3.4.1.jar", "spark-core_2.13-4.0.2.jar"):
-        (tmp_path / "jars" / jar).touch()
-    assert etl.s3a_session(etl.Settings("data", "output")) == {}
-    packages = etl.s3a_session(etl.Settings("s3://lake/raw", "output"))["spark.jars.packages"]
-    assert "hadoop-aws:3.4.1" in packages and "hadoop-cloud_2.13:4.0.2" in packages
+def test_the_connector_fits_the_pinned_spark() -> None:
+    (pinned,) = re.findall(r"^pyspark==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    jars = " ".join(os.listdir(Path(pyspark.__file__).parent / "jars"))
+    (hadoop,) = re.findall(r"hadoop-client-api-([\d.]+)\.jar", jars)
+    packages = etl.S3A_SESSION["spark.jars.packages"]
+    assert pinned == etl.S3A_SPARK and f"hadoop-aws:{hadoop}," in packages and f"_2.13:{pinned}," in packages
 
 
-def test_a_spark_that_has_no_known_connector_is_named_with_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(etl, "_find_spark_home", lambda: str(tmp_path))
-    (tmp_path / "jars").mkdir()
-    for jar in ("hadoop-client-api-3.3.4.jar", "spark-core_2.12-3.5.6.jar"):
-        (tmp_path / "jars" / jar).touch()
-    with pytest.raises(etl.UsageError, match="for Spark 3.5.6 here; start it with spark-submit --packages"):
-        etl.s3a_session(etl.Settings("s3://lake/raw", "output"))
+def test_a_spark_that_has_no_known_connector_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etl, "spark_version", "3.5.6")
+    monkeypatch.setattr(etl.SparkSession, "getActiveSession", lambda: None)
+    with pytest.raises(etl.UsageError, match="not 3.5.6, or spark-submit --packages"):
+        etl.spark_session(etl.Settings("s3://lake/raw", "output"))
 
 
 # Secrets: after all runs of this file --------------------------------------------------------------------------------
