@@ -1,4 +1,4 @@
-# make help lists the targets. PYTHON=/path/to/python3.12 make run chooses another Python.
+# make help lists the targets. PYTHON=/path/to/python3.12 make run uses another Python.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c '$(FITS)' 2>/dev/null && echo $(p))))
 PYTHON35 ?= $(firstword $(foreach p,python3.11 python3.10 python3,$(shell command -v $(p))))
@@ -24,46 +24,46 @@ notebook: .venv/notebook ## opens test_code.ipynb in JupyterLab
 notebook-outputs: .venv/tests ## runs test_code.ipynb on the sample and saves its outputs
 	@$(RUN) tools/run_notebook.py
 
-setup: .venv/tests ## sets up .venv, and nothing else
+setup: .venv/tests ## sets up .venv and does nothing else
 
-bench: .venv/tests ## how fast the job is, beside other programs; SCALE=0.025 is a quick look, benchmarks/README.md tells more
+bench: .venv/tests ## measures the job and other programs; SCALE=0.025 is quick; see benchmarks/README.md
 	@$(RUN) benchmarks/bench.py --scale $(SCALE) --rounds $(ROUNDS) $(MODE)
 
 reliability: .venv/tests ## runs the tests that try to break the job, and writes the table in docs/guarantees.md
 	@$(RUN) tools/reliability.py
 
-mutations: .venv/tests ## breaks rules of etl.py one at a time; each must fail a test; writes docs/mutations.md
+mutations: .venv/tests ## breaks rules of etl.py one at a time, checks that a test fails each time, writes docs/mutations.md
 	@$(TEST) .venv/bin/python tools/mutations.py
 
-test: .venv/tests ## the tests that every change must pass, with a real S3 server on loopback
+test: .venv/tests ## runs the tests that every change must pass, with a local S3 server, and the linter
 	@$(TEST) .venv/bin/python -m pytest
 	@.venv/bin/ruff check
 
-test-all: test test-tools test-killed test-spark35 test-minio test-readme test-yarn ## all tests, the long ones too
+test-all: test test-tools test-killed test-spark35 test-minio test-readme test-yarn ## runs all tests, including the long ones
 
-test-tools: .venv/tests ## the tests of the oracle, the generator, the benchmarks and the notebook
+test-tools: .venv/tests ## runs the tests of the oracle, the generator, the benchmarks and the notebook
 	@$(TEST) .venv/bin/python -m pytest -m tools
 
-test-spark35: .venv35/tests .venv/java_home ## the job's tests on Spark 3.5.6, what emr-7.13.0 runs
+test-spark35: .venv35/tests .venv/java_home ## runs the job's tests on Spark 3.5.6, the version on emr-7.13.0
 	@$(TEST) NIGHTS=2 .venv35/bin/python -m pytest tests/test_tables.py tests/test_lines.py tests/test_job.py \
 		tests/test_accounting.py tests/test_audit.py tests/test_report.py tests/test_nightly.py
 
-test-killed: .venv/tests ## SIGKILL at each step of the job, tables on a disk and on S3
+test-killed: .venv/tests ## kills the job with SIGKILL at each step, with tables on a disk and on S3
 	@$(TEST) .venv/bin/python -m pytest -m killed -n 2 --dist load
 
-test-minio: .venv/tests ## uploads and the job on a MinIO server, which is built by Go the first time
+test-minio: .venv/tests ## tests uploads and the job on a MinIO server; the first run builds the server with Go
 	@$(TEST) .venv/bin/python -m pytest -m minio -n 0
 
-test-readme: .venv/tests ## what README.md says, done word by word
+test-readme: .venv/tests ## runs the local S3 example of README.md as written
 	@$(TEST) .venv/bin/python -m pytest -m slow -n 0
 
-test-yarn: .venv/tests .venv35/tests ## the job on a real YARN cluster on loopback
+test-yarn: .venv/tests .venv35/tests ## runs the job on a real YARN cluster on this machine
 	@$(TEST) .venv/bin/python -m pytest -m yarn -n 0
 
-lint: .venv/tests ## the linter
+lint: .venv/tests ## runs the linter
 	@.venv/bin/ruff check
 
-clean: ## removes the set-up and the output
+clean: ## deletes .venv, .venv35 and output
 	rm -rf .venv .venv35 output
 
 .venv/installed: requirements.txt
@@ -84,7 +84,7 @@ clean: ## removes the set-up and the output
 	@touch $@
 
 .venv/notebook: .venv/tests requirements-notebook.txt
-	@echo "Fetching JupyterLab (once)"
+	@echo "Installing JupyterLab (once)"
 	@.venv/bin/python $(PIP) -r requirements-notebook.txt
 	@touch $@
 

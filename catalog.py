@@ -2,16 +2,17 @@
 """Makes the lake's five tables known to Athena: prints their DDL, or registers them in the Glue Data Catalog.
 
     python catalog.py                prints the DDL; Athena's editor takes one statement at a time
-    python catalog.py --register     creates or updates the tables in Glue; a second time it changes nothing
+    python catalog.py --register     creates or updates the tables in Glue; a second run changes nothing
 
-Names, types and partitions come from etl.py, the address from [LAKE] OUTPUT. Athena computes the partitions itself
-(partition projection), so a new month or day needs no call. A query that names no year makes Athena look for every
-partition that could exist: write WHERE year = 2018 wherever you can.
+Names, types and partitions come from etl.py, and the address from [LAKE] OUTPUT. Athena computes the partitions itself
+(partition projection), so you need not run this program again for a new month or day. If a query does not name a year,
+Athena looks for every partition that could exist: write WHERE year = 2018 wherever you can.
 
-Songs partitioned by year and artist (SONGS_PARTITION_BY) are the exception. Athena cannot compute the artists, so the
-catalogue lists their directories: call --register after each run of the job that may bring a new artist.
+Songs partitioned by year and artist (SONGS_PARTITION_BY) are the exception. Athena cannot compute the artists, so Glue
+lists the directories of the artists: run --register after each run of the job that may bring a new artist.
 
---register changes only tables that this program has made. It refuses any other table or view of the same name.
+--register changes only tables that this program created. If another table or view has the same name, it changes
+nothing.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 """
@@ -266,7 +267,7 @@ def check(answer: dict[str, Any], database: str, name: str) -> None:
     """JobError if Glue refused one of the partitions."""
     for failure in answer.get("Errors", []):
         place, why = "/".join(failure["PartitionValues"]), failure["ErrorDetail"]["ErrorMessage"]
-        raise JobError(f"{database}.{name}: {place}: {why}; register again, which continues from here")
+        raise JobError(f"{database}.{name}: {place}: {why}; run --register again: it continues from here")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--database", default="sparkify", metavar="NAME", help="Athena's database (default: sparkify)")
     parser.add_argument("--register", action="store_true", help="create or update the tables in Glue; print no DDL")
     parser.add_argument(
-        "--replace", action="store_true", help="with --register: let tables of another lake read this one"
+        "--replace", action="store_true", help="with --register: point tables of another lake to this one"
     )
     return parser.parse_args(argv)
 
@@ -302,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("%s", etl.explained("Glue", str(error), str(error)))
         return 1
     except KeyboardInterrupt:
-        log.error("interrupted; register again, which continues from here")
+        log.error("interrupted; run --register again: it continues from here")
         return 130
     return 0
 

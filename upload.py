@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Copies a local directory to the lake's input on S3. It sends what is new or has other content, and nothing else.
+"""Copies a local directory to the job's input on S3. It sends only files that are new or have changed.
 
-    python upload.py SOURCE                        to [LAKE] INPUT of dl.cfg
-    python upload.py SOURCE s3://BUCKET/PREFIX     to another address
+    python upload.py SOURCE                        sends to the address [LAKE] INPUT in dl.cfg
+    python upload.py SOURCE s3://BUCKET/PREFIX     sends to another address
     python upload.py SOURCE --dry-run              prints what it would send, and sends nothing
     python upload.py SOURCE --pack                 sends many small JSON files as a few large ones
 
-SOURCE/song_data/a.json becomes ADDRESS/song_data/a.json. All regular files are copied, hidden ones too, and symbolic
-links are followed. Contents are compared, not times. Nothing is ever deleted, and an object that someone else writes
-or removes during the run is left as it is. A file that cannot be read, or changes while it is read, is named and the
-others go on. After an interruption, run the same command again: it sends the rest.
+SOURCE/song_data/a.json becomes ADDRESS/song_data/a.json. The program copies all regular files, including hidden ones,
+and follows symbolic links. It compares contents, not times. It never deletes anything. If someone else writes or
+removes an object during the run, it leaves that object as it is. If a file cannot be read, or changes while it is read,
+the program names the file and goes on with the others. After an interruption, run the same command again: it sends the
+rest.
 
---pack joins the small *.json files that the job would read, below 64 kB each, into one object for each directory two
-levels deep, such as song_data/A/packed.json. The job reads the same records from it, much faster. A pack holds what
-SOURCE holds now, so keep the files in SOURCE. Send a directory packed or plain, not both.
+--pack joins the small *.json files that the job would read: those below 64 kB. The small files of each directory two
+levels deep become one object, a pack, such as song_data/A/packed.json. The job reads the same records from a pack, but
+much faster. A pack has only what SOURCE has now, so do not delete files from SOURCE. Send a directory packed or plain,
+not both.
 
 Exit codes: 0 all files are on S3, 1 some are not, 2 wrong command line or configuration, 130 interrupted.
 """
@@ -296,7 +298,7 @@ def run(options: argparse.Namespace) -> int:
     if not os.path.isdir(options.source):
         raise etl.UsageError(f"{options.source}: not a directory; name the one that holds song_data and log_data")
     if not etl.on_s3(settings.input):
-        raise etl.UsageError(f"{settings.input}: not on S3; give s3://BUCKET/PREFIX, here or as [LAKE] INPUT")
+        raise etl.UsageError(f"{settings.input}: not on S3; give s3://BUCKET/PREFIX as ADDRESS or as [LAKE] INPUT")
     started, counts, lake = time.monotonic(), Counter(), etl.Bucket(settings.input, settings)
     lake.client = etl.s3_client(settings, **CLIENT)
     stored, here = listed(lake, options), list(found(options.source))
@@ -323,10 +325,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="upload.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SOURCE", help="the local directory")
+    parser.add_argument("source", metavar="SOURCE", help="the local directory to copy")
     parser.add_argument("address", metavar="ADDRESS", nargs="?", help="s3://BUCKET/PREFIX (default: [LAKE] INPUT)")
     parser.add_argument("--config", default="dl.cfg", metavar="FILE", help="the configuration (default: dl.cfg)")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be sent, but send nothing")
     parser.add_argument("--pack", action="store_true", help="join small JSON files into one object for each directory")
     parser.add_argument("--create-bucket", action="store_true", help="create the bucket if it does not exist")
     return parser.parse_args(argv)
@@ -342,7 +344,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error(shown(etl.one_line(error)))
         return getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
-        log.error("interrupted; run the same command again, it sends the rest")
+        log.error("interrupted; run the same command again: it sends the rest")
         return 130
 
 

@@ -1,4 +1,4 @@
-"""Tries to break the job's promises, and writes what was tried into README.md's reliability table.
+"""Tries to break the job's promises, and writes what was tried into the table in docs/guarantees.md.
 
     make reliability
 
@@ -61,10 +61,10 @@ def main() -> int:
         if code := subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT).returncode:
             return code
         found = tried(report)
-    readme = ROOT / "README.md"
+    page = ROOT / "docs" / "guarantees.md"
     marked, rows = r"(<!-- by make reliability -->\n).*?(<!-- end -->)", f"{table(found)}\n"
-    text = re.sub(marked, lambda mark: mark[1] + rows + mark[2], readme.read_text(encoding="utf-8"), flags=re.S)
-    readme.write_text(text, encoding="utf-8")
+    text = re.sub(marked, lambda mark: mark[1] + rows + mark[2], page.read_text(encoding="utf-8"), flags=re.S)
+    page.write_text(text, encoding="utf-8")
     print(table(found))
     return 0
 
