@@ -296,7 +296,8 @@ def read_settings(path: str, **overrides: str | None) -> Settings:
         form, remedy, read = FORMS[name]
         if not re.fullmatch(form, text):
             shown = "" if name in SECTIONS["AWS CREDS"] else f" = {text!r}"
-            raise UsageError(f"{path}: {name.upper()}{shown}: {remedy}")
+            where = f"--{name}" if overrides.get(name) is not None else f"{path}: {name.upper()}"
+            raise UsageError(f"{where}{shown}: {remedy}")
         texts[name] = read(text)
     settings = Settings(**texts)
     check_settings(path, settings)
@@ -531,7 +532,6 @@ def known(column: str) -> Column:
 # ------------------------------------------------------------------------------------------------------------------
 
 TASK_BYTES, TASK_FILES = 128 * 2**20, 500  # a task's share of bytes, and of tiny files: each is a request to S3
-SMALL_TASK_BYTES = 16 * 2**20
 SESSION = {
     "spark.sql.session.timeZone": "UTC",  # the machine's zone must not move an hour
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # the default, INT96, is out of date
@@ -572,9 +572,8 @@ def spark_session(settings: Settings, size: int = 0) -> SparkSession:
         builder.config(map={**local_session(size < SMALL_INPUT), **(S3A_SESSION if uses_s3(settings) else {})})
     spark = builder.getOrCreate()
     tasks = max(spark.sparkContext.defaultParallelism, 2 * size // TASK_BYTES)
-    few = min(tasks, 1 + size // SMALL_TASK_BYTES)  # a small input in few tasks makes few files
-    sizes = {"spark.sql.shuffle.partitions": tasks, "spark.sql.files.minPartitionNum": few}
-    for key, value in {**SESSION, **sizes}.items():
+    counts = dict.fromkeys(("spark.sql.shuffle.partitions", "spark.sql.files.minPartitionNum"), tasks)
+    for key, value in {**SESSION, **counts}.items():
         spark.conf.set(key, value)
     connect_s3(spark, settings)
     return spark

@@ -364,6 +364,7 @@ def test_a_spark_that_has_no_known_connector_is_named_with_what_to_do(monkeypatc
 def test_no_key_shows_in_tables_reports_logs_event_logs_or_the_process_list(
     server: Server, run: Jobs, event_log: Path
 ) -> None:
+    assert run(small_lake(server, "secrets"), "s3://tables/secrets").code == 0
     processes = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
     assert any(b"sparkify-etl" in line or b"pyspark-shell" in line for line in processes)
     logs = [path.read_bytes() for path in event_log.rglob("*") if path.is_file()]
