@@ -1311,8 +1311,7 @@ def run(settings: Settings, full: bool = False) -> None:
     staging = f"{STAGING}/{newest.number:09}-{report['run']}"
     with cleared_on_failure(lake, newest.number, staging, report):
         sign(lake, newest.number, staging, report)
-        size = sum(file.size for new in changes.new.values() for file in new.values())
-        spark = spark_session(settings, size + sum(base.files[file][0] for file in base.of_table(EVENTS.name)))
+        spark = spark_session(settings, bytes_of_work(base, changes))
         places = (address(spark, settings, place) for place in (settings.input, settings.output))
         events = EVENTS.partitioned_by(*settings.plays_partition_by)
         state = {EVENTS.name: events, SONG_LINES.name: SONG_LINES, VERSIONS.name: VERSIONS}
@@ -1323,6 +1322,16 @@ def run(settings: Settings, full: bool = False) -> None:
         commit(lake, after, staging)
     settle_own(lake, after)
     log_tables(lake, after.report, since)
+
+
+def bytes_of_work(base: Ledger, changes: Changes) -> int:
+    """The bytes of the new input, and of the old events that are read again: those of one partition, unless the run may
+    touch any."""
+    partitions = Counter()
+    for file in base.of_table(EVENTS.name):
+        partitions[partition_of(file)] += base.files[file][0]
+    events = sum if changes.of("song_data") or changes.gone["log_data"] else max
+    return sum(file.size for new in changes.new.values() for file in new.values()) + events([0, *partitions.values()])
 
 
 def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
