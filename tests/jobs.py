@@ -62,7 +62,7 @@ class Jobs:
         given = {"ENDPOINT": self.server.endpoint, "REGION": self.server.region, **settings}
         self.process.stdin.write(json.dumps([[source, output], options, given, patient]) + "\n")
         self.process.stdin.flush()
-        timer = threading.Timer(300, self.process.kill)
+        timer = threading.Timer(700, self.process.kill)
         timer.start()
         try:
             for line in self.process.stdout:

@@ -29,7 +29,6 @@ ROWS = {  # what a test calls it -> what the table says of it
     "failed tasks": "tasks that fail after they have read all of their lines|the same tables",
     "bad inputs": "bad files, values and configurations|a quarantined line, or one clear line",
     "store down": "the store goes down in mid-run|one clear line, exit 1",
-    "publication": "time in which readers could see a mix, S3 with 20 ms a request|one copy a file, 32 at once",
 }
 
 
