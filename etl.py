@@ -296,8 +296,7 @@ def read_settings(path: str, **overrides: str | None) -> Settings:
         form, remedy, read = FORMS[name]
         if not re.fullmatch(form, text):
             shown = "" if name in SECTIONS["AWS CREDS"] else f" = {text!r}"
-            where = f"--{name}" if overrides.get(name) is not None else f"{path}: {name.upper()}"
-            raise UsageError(f"{where}{shown}: {remedy}")
+            raise UsageError(f"{path}: {name.upper()}{shown}: {remedy}")
         texts[name] = read(text)
     settings = Settings(**texts)
     check_settings(path, settings)
