@@ -1352,8 +1352,7 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
     tables = star_schema(songs, plays, versions_after(work, changes, touched, events))
     # The old lines that still count join the new ones in the staging: together they replace the state.
-    tasks = 1 + sum(work.base.files[file][0] for file in work.base.of_table(EVENTS.name, touched)) // TASK_BYTES
-    rows = {**tables, SONG_LINES.name: old_songs, EVENTS.name: old_events.coalesce(tasks)}
+    rows = {**tables, SONG_LINES.name: old_songs, EVENTS.name: old_events}
     due = [name for name in rows if name in replaced and (name in tables or work.base.of_table(name, replaced[name]))]
     staged = dict(zip(due, side_by_side(lambda name: work.stage(name, rows[name]), due)))
     return files_after(work, replaced, audited(work, accounts, tables, staged))

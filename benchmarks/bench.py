@@ -144,11 +144,16 @@ def night(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
     """The job on the last of 1,096 days, by the history that the day is added to."""
     days = max(HISTORIES.values()) + 1
     source, data = lake(EVENTS * options.scale * days / DAYS, 100, days)
-    runs = {name: history(source, place / name, days) for name, days in HISTORIES.items()}
-    return data, {**runs, "a year, in full": history(source, place / "full", HISTORIES["a year"], "--full")}
+    by_month, by_day = ROOT / "dl.cfg", place / "by_day.cfg"
+    by_day.write_text(by_month.read_text(encoding="utf-8").replace("= year, month", "= year, month, day"))
+    runs = {name: history(source, place / name, days, by_month) for name, days in HISTORIES.items()}
+    runs["a year, in full"] = history(source, place / "full", HISTORIES["a year"], by_month, "--full")
+    for name in ("no history", "a year"):
+        runs[f"{name}, by day"] = history(source, place / f"{name}, by day", HISTORIES[name], by_day)
+    return data, runs
 
 
-def history(lake: Path, place: Path, days: int, *options: str) -> Callable[[], dict]:
+def history(lake: Path, place: Path, days: int, config: Path, *options: str) -> Callable[[], dict]:
     """Makes the tables of the days before the last. Returns the run that adds the last day to a copy of them."""
     source, before, output = place / "in", place / "before", place / "out"
     *logs, last = sorted((lake / "log_data").rglob("*.json"))
@@ -159,7 +164,7 @@ def history(lake: Path, place: Path, days: int, *options: str) -> Callable[[], d
     before.mkdir()
     if days:
         say(f"tables of {days} days")
-        timed(command("job", source, before), source, before)
+        timed([*command("job", source, before), "--config", config], source, before)
 
     def add_day() -> dict:
         shutil.rmtree(output, ignore_errors=True)
@@ -167,7 +172,7 @@ def history(lake: Path, place: Path, days: int, *options: str) -> Callable[[], d
         new.unlink(missing_ok=True)
         new.parent.mkdir(parents=True, exist_ok=True)
         os.link(last, new)
-        return timed([*command("job", source, output), *options], source, output)
+        return timed([*command("job", source, output), "--config", config, *options], source, output)
 
     return add_day
 
