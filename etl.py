@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import errno
 import json
 import logging
 import os
@@ -103,12 +102,9 @@ def wrong_case(names: str, of_plays: str = "") -> str:
     """SQL that is true if a field is missing and the line has its name in another case: Level for level."""
     missing = {name: f"{name} IS NULL" for name in names.split()}
     missing.update({name: f"page = 'NextSong' AND {name} IS NULL" for name in of_plays.split()})
-    # Two quick tests, nearly always false, spare the third, which looks at the line's own keys, not at nested objects.
+    # Few lines lack a field. The other test looks at the line's own keys, not at those of nested objects.
     missed = [f"{test} AND key != '{name}' AND lower(key) = lower('{name}')" for name, test in missing.items()]
-    return (
-        rf"""({" OR ".join(missing.values())}) AND value RLIKE '"(?!({"|".join(missing)})")(?i:{"|".join(missing)})"'"""
-        f" AND exists(json_object_keys(value), key -> {' OR '.join(missed)})"
-    )
+    return f"({' OR '.join(missing.values())}) AND exists(json_object_keys(value), key -> {' OR '.join(missed)})"
 
 
 # Why a line cannot be used: the first rule that it breaks. `checked` adds the rules for broken JSON and wrong types.
@@ -127,9 +123,9 @@ LOG_RULES = {
     # 2000-01-01 to 2099-12-31. Seconds or microseconds instead of milliseconds fall outside.
     "impossible time": "ts NOT BETWEEN 946684800000 AND 4102444799999",
     "no user id": "userId IS NULL",
-    "user id is not a number": r"NOT userId RLIKE '^ *([0-9]{1,18}([.]0+)?)? *\\z' AND NOT coalesce("
+    "user id is not a number": r"NOT userId RLIKE '^ *([0-9]{1,18}([.]0+)?)? *\\z' AND NOT ("
     r"userId RLIKE '^[0-9][.][0-9]+E[0-9]+\\z' AND try_cast(userId AS DOUBLE) % 1 = 0"
-    " AND try_cast(userId AS DOUBLE) < 9e15D, false)",
+    " AND try_cast(userId AS DOUBLE) < 9e15D)",
     "play without a user": "page = 'NextSong' AND trim(userId) = ''",
     "play without a session": "page = 'NextSong' AND sessionId IS NULL",
     "play without an item": "page = 'NextSong' AND itemInSession IS NULL",
@@ -157,8 +153,8 @@ class Table(NamedTuple):
         return self._replace(columns=self.columns + missing, partitions=partitions)
 
 
-TABLES = {
-    "songplays": Table(
+TABLES = {table.name: table for table in (
+    Table(
         "songplays",
         "songplay_id BIGINT, start_time TIMESTAMP, user_id BIGINT, level STRING, song_id STRING, artist_id STRING,"
         " session_id BIGINT, location STRING, user_agent STRING,"
@@ -167,28 +163,28 @@ TABLES = {
         "songplay_id", ("year", "month"), ("start_time", "songplay_id"),
         {"user_id": "users", "song_id": "songs", "artist_id": "artists", "start_time": "time"},
     ),
-    "users": Table(
+    Table(
         "users",
         "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING",
         "user_id", (), ("user_id",),
     ),
-    "songs": Table(
+    Table(
         "songs",
         "song_id STRING, title STRING, artist_id STRING, duration DOUBLE, year INT",
         # By year alone: year and artist would make a file of a few hundred bytes of nearly every song.
         "song_id", ("year",), ("artist_id", "song_id"), {"artist_id": "artists"},
     ),
-    "artists": Table(
+    Table(
         "artists",
         "artist_id STRING, name STRING, location STRING, latitude DOUBLE, longitude DOUBLE",
         "artist_id", (), ("artist_id",),
     ),
-    "time": Table(
+    Table(
         "time",
         "start_time TIMESTAMP, hour INT, day INT, week INT, weekday INT, year INT, month INT",
         "start_time", ("year", "month"), ("start_time",),
     ),
-}  # fmt: skip
+)}  # fmt: skip
 
 # The state. Each row is one delivered line with the name of its file, copies included, so that the lines of one file
 # can be taken out later.
@@ -199,18 +195,14 @@ EVENTS = Table(
     " user_agent STRING, artist STRING, title STRING, length DOUBLE, year INT, month INT",
     partitions=("year", "month"),
 )
-SONG_LINES = Table(
-    "_state/songs",  # one row per line of a song file
-    "file STRING, value STRING, problem STRING, song_id STRING, title STRING, duration DOUBLE, year INT,"
-    " artist_id STRING, artist_name STRING, artist_location STRING, artist_latitude DOUBLE, artist_longitude DOUBLE",
-)
+SONG_LINES = Table("_state/songs", f"file STRING, value STRING, problem STRING, {SONG_FIELDS}")  # one row per line
 VERSIONS = Table(
     "_state/users",  # one row per version of a user's facts; nth is the position of the latest event that shows it
     "user_id BIGINT, first_name STRING, last_name STRING, gender STRING, level STRING, nth BIGINT",
 )
 # The number of the rules and transforms in this file. Raise it when a change to them changes the rows: the next run
 # then rebuilds all tables.
-MEANING = 2
+MEANING = 3
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -251,10 +243,6 @@ SECTIONS = {
     "AWS CREDS": [name for name in Settings.__annotations__ if name.startswith("aws_")],
     "LAKE": [name for name in Settings.__annotations__ if not name.startswith("aws_")],
 }
-def columns(text: str) -> tuple[str, ...]:
-    return tuple(text.split(", "))
-
-
 # Java parses the bucket as a host name: no underscore, and the part after the last dot begins with a letter.
 # Spark and shells give * ? { } [ ] \ # $ ; ~ a special meaning.
 BUCKET = r"(?=[^/]{3,63}(/|$))(?![^/]*(\.\.|-\.|\.-))(?![^/]*\.[^a-z/][^./]*(/|$))[a-z0-9][a-z0-9.-]*[a-z0-9]"
@@ -262,17 +250,16 @@ PLACE = (
     rf"(?!.*[*?{{}}\[\]\\#$;\x00-\x1f])(s3[an]?://{BUCKET}(/+(?!\.\.?(/|$))[^/]+)?(/(?!\.\.?(/|$))[^/]+)*/?|(?![~'\"]|\w+:).+)",
     "give a directory or s3://BUCKET/PREFIX, with a bucket of 3 to 63 lower-case letters, digits and hyphens (for an"
     " access point use its alias), no empty part, and none of * ? { } [ ] \\ # $ ; ~",
-    str,
 )
-SHARE = (r"0(\.\d*)?|0?\.\d+|1(\.0*)?", "give a number from 0 to 1", float)
-FORMS = {  # how the text of a value must look, what to do if it does not, and how to read it
+SHARE = (r"0(\.\d*)?|0?\.\d+|1(\.0*)?", "give a number from 0 to 1")
+FORMS = {  # how the text of a value must look, and what to do if it does not
     **dict.fromkeys(("input", "output"), PLACE),
-    "songs_partition_by": ("year(, artist_id)?", "give: year, or: year, artist_id", columns),
-    "plays_partition_by": ("year, month(, day)?", "give: year, month, or: year, month, day", columns),
+    "songs_partition_by": ("year(, artist_id)?", "give: year, or: year, artist_id"),
+    "plays_partition_by": ("year, month(, day)?", "give: year, month, or: year, month, day"),
     **dict.fromkeys(("max_bad_ratio", "max_shrink"), SHARE),
-    "endpoint": (r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out", str),
-    "region": (r"[a-z0-9-]*", "give a name like us-west-2, or leave it out", str),
-    **dict.fromkeys(SECTIONS["AWS CREDS"], (r"[^\s\"']*", "it has a space or a quote; write the bare value", str)),
+    "endpoint": (r"(https?://[^\s/]+/?)?", "give http://HOST:PORT or https://HOST, or leave it out"),
+    "region": (r"[a-z0-9-]*", "give a name like us-west-2, or leave it out"),
+    **dict.fromkeys(SECTIONS["AWS CREDS"], (r"[^\s\"']*", "it has a space or a quote; write the bare value")),
 }
 
 
@@ -293,11 +280,12 @@ def read_settings(path: str, **overrides: str | None) -> Settings:
     for name in ("input", "output"):
         texts[name] = os.path.expanduser(texts.get(name, ""))
     for name, text in texts.items():
-        form, remedy, read = FORMS[name]
+        form, remedy = FORMS[name]
         if not re.fullmatch(form, text):
             shown = "" if name in SECTIONS["AWS CREDS"] else f" = {text!r}"
             raise UsageError(f"{path}: {name.upper()}{shown}: {remedy}")
-        texts[name] = read(text)
+        default = getattr(Settings, name, "")  # has the setting's type
+        texts[name] = tuple(text.split(", ")) if isinstance(default, tuple) else type(default)(text)
     settings = Settings(**texts)
     check_settings(path, settings)
     return settings
@@ -338,7 +326,7 @@ def check_settings(path: str, settings: Settings) -> None:
 
 
 def on_s3(address: str) -> bool:
-    return address.split("://")[0] in ("s3", "s3a", "s3n")
+    return address.startswith(("s3://", "s3a://", "s3n://"))
 
 
 def s3_path(address: str) -> str:
@@ -585,7 +573,6 @@ def local_session(small: bool) -> dict[str, str]:
         "spark.master": "local[*, 4]",  # a task may fail three times, as on a cluster
         "spark.driver.memory": f"{max(1, min(8, memory // 2**31))}g",
         "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
         # Pauses do not matter to a batch job, and it has few cores.
         "spark.driver.defaultJavaOptions": "-XX:+UseParallelGC" + " -XX:TieredStopAtLevel=1" * small,
         "spark.ui.enabled": "false",
@@ -622,9 +609,15 @@ def connect_s3(spark: SparkSession, settings: Settings) -> None:
     """
     if not uses_s3(settings) or amazons_own(spark, settings):
         return
-    values, found = dict(S3A_PATIENCE), aws_session(settings).get_credentials()
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        found = aws_session(settings).get_credentials()
+        keys = found and found.get_frozen_credentials()
+    except (BotoCoreError, ClientError) as error:
+        raise StoreError("AWS keys", error) from None
+    values = dict(S3A_PATIENCE)
     if found and found.method not in ("env", "iam-role", "container-role"):  # S3A finds those, and not the others
-        keys = found.get_frozen_credentials()
         provider = "TemporaryAWSCredentialsProvider" if keys.token else "SimpleAWSCredentialsProvider"
         values["aws.credentials.provider"] = f"org.apache.hadoop.fs.s3a.{provider}"
         values.update(zip(("access.key", "secret.key", "session.token"), (part or "" for part in keys)))
@@ -688,16 +681,14 @@ def read_lines(spark: SparkSession, source: str, kind: str, names: dict[str, Fil
         if file.size and name not in addresses:
             why = "it is gone, a link to nowhere, or has a name for which Java needs LC_ALL=C.UTF-8 (or another name)"
             raise JobError(f"{source}/{name}: Spark does not find this file; {why}; nothing was published")
-    wanted = {name: re.sub("^file:/+", "file:/", addresses[name]) for name in names if name in addresses}
-    if not wanted:
-        return spark.sql("SELECT '' AS file, '' AS value WHERE false")
+    wanted = [re.sub("^file:/+", "file:/", addresses[name]) for name in names if name in addresses]
     if len(wanted) < len(addresses):  # Spark applies this filter to its list of files
-        lines = lines.where(F.col("_metadata.file_path").isin([*wanted.values()]))
-    name, path = next(iter(wanted.items()))
-    file = f"substring(_metadata.file_path, {len(path.rsplit('/', name.count('/') + 1)[0]) + 2})"
-    decoded = f"if(contains({file}, '%'), url_decode(replace({file}, '+', '%2B')), {file})"  # + would be a space
+        lines = lines.where(F.col("_metadata.file_path").isin(wanted))
+    path = "_metadata.file_path"
+    path = f"if(contains({path}, '%'), url_decode(replace({path}, '+', '%2B')), {path})"  # + would be a space
+    file = f"substring({path}, {len(source.replace('file://', 'file:')) + 2})"
     text = r"if(startswith(value, '\uFEFF'), regexp_replace(value, '^\uFEFF+', ''), value)"  # of joined files
-    rows = lines.selectExpr(f"{decoded} AS file", f"{text} AS value")
+    rows = lines.selectExpr(f"{file} AS file", f"{text} AS value")
     return rows.where(r"contains(value, '{') OR value RLIKE '\\S'")  # the first is quick, and nearly always true
 
 
@@ -859,12 +850,11 @@ class Bucket:
     def move(self, moves: dict[str, str]) -> bool:
         """Like Disk's, by copies. Each appears whole. The sources are deleted when the staging is cleared."""
 
-        def copy(source: str, target: str) -> bool:
+        def copy(source: str, target: str) -> dict | None:
             where = {"Bucket": self.bucket, "Key": self.prefix + source}
-            answer = self.ask("copy_object", "NoSuchKey", "404", Key=self.prefix + target, CopySource=where)
-            return answer is not None
+            return self.ask("copy_object", "NoSuchKey", "404", Key=self.prefix + target, CopySource=where)
 
-        return all(side_by_side(copy, moves.keys(), moves.values()))
+        return None not in side_by_side(copy, moves.keys(), moves.values())
 
     def delete(self, names: Iterable[str]) -> None:
         """One request per file: some stores reject bulk deletes, and S3 does not charge for deletes."""
@@ -1156,16 +1146,21 @@ def audit(
     `expected` says, which is the account of the input. tables: all five. Those that are due are read from their files.
     """
     checks, by_file, audits = [], {}, {name: {"rows": 0, "keys": 0} for name in due}
+    tables = {**tables, **{name: tables[name].select("*", "_metadata.file_path") for name in due}}
+    if "songs" in due:
+        tables["songs"].persist()  # it has a file for each year: read them once, and not once for each check
     for name in due:
         table, rows = TABLES[name], tables[name]
         checks.append(rows.selectExpr(f"'{name}'", "'keys'", f"count(DISTINCT {table.key})"))
-        by_path = rows.groupBy("_metadata.file_path").agg(F.count("*").alias("rows"))
+        by_path = rows.groupBy("file_path").agg(F.count("*").alias("rows"))
         checks.append(by_path.selectExpr(f"'{name}'", "file_path", "rows"))
         for column, other in table.references.items():
             keys = tables[other].selectExpr(f"{TABLES[other].key} AS {column}")
             orphans = rows.where(f"{column} IS NOT NULL").join(keys, on=column, how="left_anti")
             checks.append(orphans.selectExpr(f"'{name}'", f"'{column}'", "count(*)"))
-    for name, what, count in reduce(DataFrame.union, checks).collect() if checks else ():
+    counts = reduce(DataFrame.union, checks).collect()
+    tables["songs"].unpersist()
+    for name, what, count in counts:
         if what == "keys":
             audits[name]["keys"] = count
         elif what not in TABLES[name].references:
@@ -1427,8 +1422,6 @@ def audited(
     """Audits the staged tables. Returns the rows of each of their files, by final name."""
     due, (songs, logs) = tables.keys() & staged.keys(), accounts.values()
     with work.timed("audit"):
-        if "songs" in staged:
-            staged["songs"].persist()  # it has a file for each year: read them once, and not once for each check
         expected = {"songplays": (logs.keys, logs.ids), "songs": (songs.keys, songs.ids)}
         work.report["audits"], by_file = audit({**tables, **staged}, sorted(due), expected)
     if logs.ids < logs.keys:
@@ -1440,8 +1433,8 @@ def files_after(work: Work, replaced: dict[str, set[str] | None], rows: dict[str
     """The lake's files after the run: bytes and rows by name. rows: those of each staged file of a table."""
     dropped = {file for table, partitions in replaced.items() for file in work.base.of_table(table, partitions)}
     staged = {f: [size, None if f.startswith(STATE) else rows.get(f, 0)] for f, size in work.staged_files().items()}
-    if rows.keys() - staged.keys():
-        raise FileNotFoundError(errno.ENOENT, "No such file", f"{work.lake.root}/{min(rows.keys() - staged.keys())}")
+    if gone := rows.keys() - staged.keys():
+        raise JobError(f"{work.lake.root}/{work.staging}/{min(gone)}: it is gone; nothing was published; run it again")
     return {**{file: facts for file, facts in work.base.files.items() if file not in dropped}, **staged}
 
 
@@ -1480,9 +1473,8 @@ def sign(lake: Disk | Bucket, number: int, staging: str, report: dict) -> None:
     name = f"{staging}/run.json"
     text = json.dumps({"run": report["run"], "host": socket.gethostname(), "process": os.getpid()})
     created = [lake.create(name, text, f"{staging}/run.draft") for _ in range(2)]
-    if created[1]:  # either another run has published and cleared this staging, or the store does not compare
-        why = "the store ignores If-None-Match, so two runs could publish at once; use another"
-        raise JobError(f"{lake.root}: {OVERTAKEN if newest_number(lake) > number else why}")
+    if created[1]:  # unless another run has published and cleared this staging: `cleared_on_failure` finds out
+        raise JobError(f"{lake.root}: the store ignores If-None-Match, so two runs could publish at once; use another")
     lake.delete([f"{staging}/run.draft"])  # this also tests the right to delete, which settle needs
 
 
@@ -1496,7 +1488,7 @@ def cleared_on_failure(lake: Disk | Bucket, number: int, staging: str, report: d
     except FAULTS as error:
         why = error
         with suppress(JobError, OSError):  # what failed first is what counts
-            if not isinstance(error, JobError) and newest_number(lake) > number:
+            if newest_number(lake) > number:
                 why = JobError(f"{lake.root}: {OVERTAKEN}")
             failed = {**report, "outcome": f"failed: {one_line(why)}", "tables": {}}
             lake.write(f"{RUNS}/{report['run']}.json", json.dumps(failed))
@@ -1542,8 +1534,6 @@ REMEDIES = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key; correct [AWS CREDS]",
     "ExpiredToken|InvalidToken": "the temporary keys have expired; get new ones that last as long as a run",
     "Token has expired|TokenRetrieval|SSO": "the SSO session has expired; run `aws sso login`",
-    "BucketAlreadyExists": "the bucket belongs to someone else; choose another name",
-    "KeyTooLong": "S3 allows names of 1,024 bytes; shorten the path",
     "BadDigest|ChecksumMismatch": "the bytes were damaged on the way; run it again",
     "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
     "InvalidObjectState|archived": "the object is archived; restore it, then run again",

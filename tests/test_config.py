@@ -199,6 +199,10 @@ def test_input_and_output_may_be_one_place_or_lie_in_each_other(config: Path) ->
         etl.read_settings(str(config))
 
 
+def test_a_directory_may_have_the_name_of_a_scheme() -> None:
+    assert [etl.on_s3(place) for place in ("s3", "s3a/in", "s3://lake/raw")] == [False, False, True]
+
+
 @pytest.mark.parametrize("bucket", ["lake", "2018-logs", "logs.2018.de", "my-point-abc123-s3alias"])
 def test_a_bucket_name_that_spark_can_use_is_accepted(config: Path, bucket: str) -> None:
     config.write_text(configuration(input=f"s3://{bucket}/raw", output=f"s3a://{bucket}"))

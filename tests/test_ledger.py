@@ -351,6 +351,19 @@ def test_a_run_whose_staging_another_clears_at_its_start_does_not_accuse_the_sto
     assert on_disk.run("r1").error == f"{on_disk.output}: {OVERTAKEN}"
 
 
+def test_a_run_whose_audit_fails_because_another_has_cleared_its_staging_names_the_cause(
+    on_disk: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk.done("r0")
+
+    def fail(work: etl.Work) -> None:
+        on_disk.done("r2")
+        raise etl.JobError("songplays: 0 rows; the input has 1")
+
+    during_build(monkeypatch, fail)
+    assert on_disk.run("r1").error == f"{on_disk.output}: {OVERTAKEN}"
+
+
 def test_a_run_that_fails_leaves_the_tables_reports_and_clears_its_staging(
     on_disk: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,7 +510,7 @@ def test_other_rules_are_a_full_run_with_one_line(on_disk: Job, monkeypatch: pyt
     assert rebuilds(on_disk.run("r1", **by_day)) == [why]
     assert rebuilds(on_disk.run("r2", **by_day)) == []
     monkeypatch.setattr(etl, "MEANING", -1)
-    assert rebuilds(on_disk.run("r3", **by_day)) == ["meaning was 2 in the last run and is -1"]
+    assert rebuilds(on_disk.run("r3", **by_day)) == ["meaning was 3 in the last run and is -1"]
 
 
 def test_more_than_a_hundred_changed_or_vanished_logs_are_a_full_run_with_one_line(on_disk: Job) -> None:

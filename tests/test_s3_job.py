@@ -348,6 +348,18 @@ def test_spark_and_boto3_ask_the_same_store_when_the_environment_names_it(
     assert conf["fs.s3a.endpoint"] == "http://store:9000"
 
 
+def test_keys_that_a_profile_cannot_get_are_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("[profile night]\ncredential_process = false\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_PROFILE", "night")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(etl.StoreError, match="^AWS keys: "):
+        given(monkeypatch, "4.0.2")
+
+
 def test_the_connector_fits_the_pinned_spark() -> None:
     (pinned,) = re.findall(r"^pyspark==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     jars = " ".join(os.listdir(Path(pyspark.__file__).parent / "jars"))

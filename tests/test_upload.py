@@ -313,7 +313,7 @@ def test_every_write_is_conditional_and_carries_a_checksum_also_when_it_is_tried
     place.upload()
     place.write("old.json", "y")
     place.write("new.json", "z")
-    place.proxy.faults = [Fault("503", operation="PUT", first=2)]
+    place.proxy.faults = [Fault("503", operation="PUT", path=name, first=1) for name in ("old.json", "new.json")]
     place.upload()
     puts = [request for request in place.proxy.requests if request.operation == "PUT"]
     assert all(put.headers["x-amz-checksum-crc32"] for put in puts)
