@@ -43,13 +43,13 @@ import etl  # noqa: E402
 Runs = dict[str, Callable[[], dict]]  # by name; a run returns what it has measured
 
 
-def lake(events: float, songs: int, days: int) -> tuple[Path, str]:
+def lake(events: float, songs: int, days: int, start: str = "2018-01-01") -> tuple[Path, str]:
     """A lake in the cache, and what it holds. It is made if it is not there; another generator makes another lake."""
     code = zlib.crc32(b"".join((HERE / f"generate.{kind}").read_bytes() for kind in ("py", "sql")))
-    place = CACHE / f"{events:.0f}-events-{songs}-songs-{days}-days-{code:08x}"
+    place = CACHE / f"{events:.0f}-events-{songs}-songs-{days}-days-from-{start}-{code:08x}"
     if not place.exists():
         say(f"making {events:,.0f} events and {songs:,} songs")
-        sizes = {"--events": round(events), "--songs": songs, "--days": days, "--start": "2018-01-01"}
+        sizes = {"--events": round(events), "--songs": songs, "--days": days, "--start": start}
         with tempfile.TemporaryDirectory(dir=CACHE) as unfinished:
             options = [str(word) for size in sizes.items() for word in size]
             subprocess.run([sys.executable, HERE / "generate.py", f"{unfinished}/lake", *options], check=True)
@@ -141,22 +141,25 @@ def sample(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
 
 
 def night(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
-    """The job on the last of 1,096 days, by the history that the day is added to."""
+    """The job on one more day, by the history that the day is added to. The last of the 1,096 days is a 16th."""
     days = max(HISTORIES.values()) + 1
-    source, data = lake(EVENTS * options.scale * days / DAYS, 100, days)
+    source, data = lake(EVENTS * options.scale * days / DAYS, 100, days, start="2017-12-17")
     by_month, by_day = ROOT / "dl.cfg", place / "by_day.cfg"
     by_day.write_text(by_month.read_text(encoding="utf-8").replace("= year, month", "= year, month, day"))
     runs = {name: history(source, place / name, days, by_month) for name, days in HISTORIES.items()}
+    runs["a year, end of month"] = history(source, place / "end", HISTORIES["a year"], by_month, skipped=16)
     runs["a year, in full"] = history(source, place / "full", HISTORIES["a year"], by_month, "--full")
     for name in ("no history", "a year"):
         runs[f"{name}, by day"] = history(source, place / f"{name}, by day", HISTORIES[name], by_day)
     return data, runs
 
 
-def history(lake: Path, place: Path, days: int, config: Path, *options: str) -> Callable[[], dict]:
-    """Makes the tables of the days before the last. Returns the run that adds the last day to a copy of them."""
+def history(lake: Path, place: Path, days: int, config: Path, *options: str, skipped: int = 0) -> Callable[[], dict]:
+    """Makes the tables of the days before the last, without those skipped at the end. Returns the run that adds the
+    last day to a copy of them."""
     source, before, output = place / "in", place / "before", place / "out"
-    *logs, last = sorted((lake / "log_data").rglob("*.json"))
+    files = sorted((lake / "log_data").rglob("*.json"))
+    *logs, last = files[: len(files) - skipped]
     new = source / last.relative_to(lake)
     for file in [*logs[len(logs) - days :], *(lake / "song_data").rglob("*.json")]:
         (source / file.relative_to(lake)).parent.mkdir(parents=True, exist_ok=True)
