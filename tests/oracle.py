@@ -87,14 +87,19 @@ create macro user_number(line, id) as case
     when kind(line, 'userId') = 'DOUBLE' or regexp_full_match(id, '[0-9.]+E[0-9]+')
         then coalesce(case when id not like '-%' then exact(try_cast(id as double)) end::varchar, 'not a number')
     else trim(id, ' ') end;
--- Whether the value is missing, and stands under a key that differs in upper and lower case alone.
-create macro is_misspelt(line, key) as line ->> key is null
-    and len(list_filter(json_keys(line), lambda other: lower(other) = lower(key) and other <> key)) > 0;
+-- Whether a value is missing.
+create macro lacks(line, keys) as len(list_filter(keys, lambda key: line ->> key is null)) > 0;
+-- Whether a key differs from one of these in upper and lower case alone.
+create macro has_misspelt(line, keys) as len(list_filter(json_keys(line), lambda other: other not in keys
+    and lower(other) in list_transform(keys, lambda key: lower(key)))) > 0;
 -- A text that is only white space becomes null.
 create macro known(value) as case when regexp_matches(value, '[^ \\t\\n\\x0b\\f\\r]') then value end;
 """
 
 SONGS = """
+create macro song_keys() as
+['title', 'duration', 'year', 'artist_id', 'artist_name', 'artist_location', 'artist_latitude', 'artist_longitude'];
+
 create view song_line as
 select *, case
     when not is_object then 'broken JSON'
@@ -106,9 +111,7 @@ select *, case
         or is_infinite(json, 'artist_longitude') then 'infinite number'
     when known(json ->> 'song_id') is null then 'no song id'
     when whole(json, 'year') not between 0 and 2099 then 'impossible year'
-    when is_misspelt(json, 'title') or is_misspelt(json, 'duration') or is_misspelt(json, 'year')
-        or is_misspelt(json, 'artist_id') or is_misspelt(json, 'artist_name') or is_misspelt(json, 'artist_location')
-        or is_misspelt(json, 'artist_latitude') or is_misspelt(json, 'artist_longitude') then 'key in the wrong case'
+    when lacks(json, song_keys()) and has_misspelt(json, song_keys()) then 'key in the wrong case'
     end as reason
 from (select line, is_object, if(is_object, line, '{}')::json as json from song_text);
 
@@ -130,6 +133,9 @@ qualify row_number() over (partition by song_id order by
 """
 
 LOGS = """
+create macro event_keys() as ['level', 'firstName', 'lastName', 'gender', 'itemInSession'];
+create macro play_keys() as ['artist', 'song', 'length', 'location', 'userAgent'];
+
 create view log_line as
 select *, case
     when not is_object then 'broken JSON'
@@ -147,10 +153,8 @@ select *, case
     when page = 'NextSong' and user_text = '' then 'play without a user'
     when page = 'NextSong' and json ->> 'sessionId' is null then 'play without a session'
     when page = 'NextSong' and json ->> 'itemInSession' is null then 'play without an item'
-    when is_misspelt(json, 'level') or is_misspelt(json, 'firstName') or is_misspelt(json, 'lastName')
-        or is_misspelt(json, 'gender') or is_misspelt(json, 'itemInSession') then 'key in the wrong case'
-    when page = 'NextSong' and (is_misspelt(json, 'artist') or is_misspelt(json, 'song') or is_misspelt(json, 'length')
-        or is_misspelt(json, 'location') or is_misspelt(json, 'userAgent')) then 'key in the wrong case'
+    when (lacks(json, event_keys()) or page = 'NextSong' and lacks(json, play_keys()))
+        and has_misspelt(json, event_keys() || play_keys()) then 'key in the wrong case'
     end as reason
 from (
     select line, is_object, if(is_object, line, '{}')::json as json, json ->> 'page' as page,

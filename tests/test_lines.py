@@ -104,6 +104,7 @@ BAD_LOG_LINES = [
     ("key in the wrong case", EVENT.replace('"level": ', '"Level"\t: ')),
     ("key in the wrong case", json.dumps(event(level=None, Level="paid", profile={"level": "paid"}))),
     ("key in the wrong case", EVENT.replace('"level": ', r'"\u004cevel": ')),  # \u004c is L
+    ("key in the wrong case", json.dumps(event(gender=None, Level="and level, too"))),
 ]
 GOOD_LOG_LINES = [
     EVENT,
