@@ -141,7 +141,7 @@ def sample(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
 
 
 def night(options: argparse.Namespace, place: Path) -> tuple[str, Runs]:
-    """The job on one more day, by the history that the day is added to. The last of the 1,096 days is a 16th."""
+    """The job on one more day, 16 December 2020 or 30 November 2020, by the history that the day is added to."""
     days = max(HISTORIES.values()) + 1
     source, data = lake(EVENTS * options.scale * days / DAYS, 100, days, start="2017-12-17")
     by_month, by_day = ROOT / "dl.cfg", place / "by_day.cfg"
