@@ -1346,7 +1346,7 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
         check_limit(kind, account, settings, f"{settings.output}/{QUARANTINE}/run={work.report['run']}")
     logs, replaced = accounts["log_data"], replaced_tables(changes, touched)
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
-    tables = star_schema(songs, plays, versions_after(work, changes, touched, events))
+    tables = star_schema(songs, plays, versions_after(work, changes, new_events))
     # The old lines that still count join the new ones in the staging: together they replace the state.
     rows = {**tables, SONG_LINES.name: old_songs, EVENTS.name: old_events}
     due = [name for name in rows if name in replaced and (name in tables or work.base.of_table(name, replaced[name]))]
@@ -1398,15 +1398,15 @@ def accounts_of(work: Work, changes: Changes, new: tuple[DataFrame, ...], old: t
     return accounts
 
 
-def versions_after(work: Work, changes: Changes, touched: set[str], events: DataFrame) -> DataFrame:
-    """The versions of all users' facts, staged if there are new ones. events: those of the touched partitions."""
+def versions_after(work: Work, changes: Changes, new: DataFrame) -> DataFrame:
+    """The versions of all users' facts, staged if there are new ones. new: the events of this run's files."""
     if not changes.of("log_data"):
         return work.old(VERSIONS.name)
     if not changes.gone["log_data"]:
-        return work.stage(VERSIONS.name, user_versions(events, work.old(VERSIONS.name)))
+        return work.stage(VERSIONS.name, user_versions(new, work.old(VERSIONS.name)))
     # The versions of a file that is gone may be gone, too, so all events are read.
-    untouched = {partition_of(file) for file in work.base.of_table(EVENTS.name)} - touched
-    return work.stage(VERSIONS.name, user_versions(work.old(EVENTS.name, untouched).unionByName(events)))
+    old = work.old(EVENTS.name, without=changes.gone["log_data"])
+    return work.stage(VERSIONS.name, user_versions(new.unionByName(old)))
 
 
 def replaced_tables(changes: Changes, touched: set[str]) -> dict[str, set[str] | None]:
