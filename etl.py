@@ -1146,22 +1146,8 @@ def audit(
     JobError if a key is null or not unique, a reference is not in its table, or there are not as many rows and keys as
     `expected` says, which is the account of the input. tables: all five. Those that are due are read from their files.
     """
-    checks, by_file, audits = [], {}, {name: {"rows": 0, "keys": 0} for name in due}
-    tables = {**tables, **{name: tables[name].select("*", "_metadata.file_path") for name in due}}
-    if "songs" in due:
-        tables["songs"].persist()  # it has a file for each year: read them once, and not once for each check
-    for name in due:
-        table, rows = TABLES[name], tables[name]
-        checks.append(rows.selectExpr(f"'{name}'", "'keys'", f"count(DISTINCT {table.key})"))
-        by_path = rows.groupBy("file_path").agg(F.count("*").alias("rows"))
-        checks.append(by_path.selectExpr(f"'{name}'", "file_path", "rows"))
-        for column, other in table.references.items():
-            keys = tables[other].selectExpr(f"{TABLES[other].key} AS {column}")
-            orphans = rows.where(f"{column} IS NOT NULL").join(keys, on=column, how="left_anti")
-            checks.append(orphans.selectExpr(f"'{name}'", f"'{column}'", "count(*)"))
-    counts = reduce(DataFrame.union, checks).collect()
-    tables["songs"].unpersist()
-    for name, what, count in counts:
+    by_file, audits = {}, {name: {"rows": 0, "keys": 0} for name in due}
+    for name, what, count in audit_counts(tables, due):
         if what == "keys":
             audits[name]["keys"] = count
         elif what not in TABLES[name].references:
@@ -1178,6 +1164,25 @@ def audit(
                 f" the input has {rows:,} and {keys:,}; nothing was published"
             )
     return audits, by_file
+
+
+def audit_counts(tables: dict[str, DataFrame], due: Iterable[str]) -> list[tuple[str, str, int]]:
+    """By table: the different keys, the rows of each file, and for each reference the rows whose key is missing."""
+    checks, tables = [], {**tables, **{name: tables[name].select("*", "_metadata.file_path") for name in due}}
+    if "songs" in due:
+        tables["songs"].persist()  # it has a file for each year: read them once, and not once for each check
+    for name in due:
+        table, rows = TABLES[name], tables[name]
+        checks.append(rows.selectExpr(f"'{name}'", "'keys'", f"count(DISTINCT {table.key})"))
+        by_path = rows.groupBy("file_path").agg(F.count("*").alias("rows"))
+        checks.append(by_path.selectExpr(f"'{name}'", "file_path", "rows"))
+        for column, other in table.references.items():
+            keys = tables[other].selectExpr(f"{TABLES[other].key} AS {column}")
+            orphans = rows.where(f"{column} IS NOT NULL").join(keys, on=column, how="left_anti")
+            checks.append(orphans.selectExpr(f"'{name}'", f"'{column}'", "count(*)"))
+    counts = reduce(DataFrame.union, checks).collect()
+    tables["songs"].unpersist()
+    return counts
 
 
 def check_shrink(base: Ledger, after: Ledger, settings: Settings) -> None:
@@ -1557,7 +1562,6 @@ REMEDIES = {
     " another OUTPUT",
     "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "this user may not do"
     " this; chmod or chown the place",
-    "Too many levels of symbolic links": "a link leads back to itself; remove it",
     "ParquetDecoding|not a Parquet file|FOOTER|footer|PARQUET_|parquet.format|ZstdIO": "a file of the lake is damaged;"
     " rebuild all tables with --full",
     "FileNotFound|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run again",
