@@ -1562,6 +1562,7 @@ REMEDIES = {
     " another OUTPUT",
     "Permission denied|Operation not permitted|Read-only file system|AccessControlException": "this user may not do"
     " this; chmod or chown the place",
+    "Too many levels of symbolic links": "a link leads back to itself; remove it",
     "ParquetDecoding|not a Parquet file|FOOTER|footer|PARQUET_|parquet.format|ZstdIO": "a file of the lake is damaged;"
     " rebuild all tables with --full",
     "FileNotFound|No such file": "it vanished during the run, or is a link to nowhere; remove the link or run again",

@@ -450,6 +450,10 @@ STOPS = {
         lambda lake, patch: (lake.rename(lake.parent / "x"), write(lake, b"")),
         ("in/song_data: a file stands where a directory is needed; move it or correct the address",),
     ),
+    "INPUT is a link to itself": (
+        lambda lake, patch: (lake.rename(lake.parent / "x"), lake.symlink_to(lake)),
+        ("in/song_data: a link leads back to itself; remove it",),
+    ),
     "damaged bits in the state": (
         flipped_bits,
         (".parquet: a file of the lake is damaged; rebuild all tables with --full",),
