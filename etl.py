@@ -1351,10 +1351,12 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
         check_limit(kind, account, settings, f"{settings.output}/{QUARANTINE}/run={work.report['run']}")
     logs, replaced = accounts["log_data"], replaced_tables(changes, touched)
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
-    tables = star_schema(songs, plays, versions_after(work, changes, new_events))
+    versions = versions_after(work, changes, new_events)
+    tables = star_schema(songs, plays, versions)
     # The old lines that still count join the new ones in the staging: together they replace the state.
-    rows = {**tables, SONG_LINES.name: old_songs, EVENTS.name: old_events}
-    due = [name for name in rows if name in replaced and (name in tables or work.base.of_table(name, replaced[name]))]
+    old = {SONG_LINES.name: old_songs, EVENTS.name: old_events}
+    rows = {**tables, VERSIONS.name: versions, **old}
+    due = [name for name in rows if name in replaced and (name not in old or work.base.of_table(name, replaced[name]))]
     staged = dict(zip(due, side_by_side(lambda name: work.stage(name, rows[name]), due)))
     return files_after(work, replaced, audited(work, accounts, tables, staged))
 
@@ -1404,14 +1406,11 @@ def accounts_of(work: Work, changes: Changes, new: tuple[DataFrame, ...], old: t
 
 
 def versions_after(work: Work, changes: Changes, new: DataFrame) -> DataFrame:
-    """The versions of all users' facts, staged if there are new ones. new: the events of this run's files."""
-    if not changes.of("log_data"):
-        return work.old(VERSIONS.name)
+    """The versions of all users' facts. new: the events of this run's files."""
     if not changes.gone["log_data"]:
-        return work.stage(VERSIONS.name, user_versions(new, work.old(VERSIONS.name)))
+        return user_versions(new, work.old(VERSIONS.name))
     # The versions of a file that is gone may be gone, too, so all events are read.
-    old = work.old(EVENTS.name, without=changes.gone["log_data"])
-    return work.stage(VERSIONS.name, user_versions(new.unionByName(old)))
+    return user_versions(new.unionByName(work.old(EVENTS.name, without=changes.gone["log_data"])))
 
 
 def replaced_tables(changes: Changes, touched: set[str]) -> dict[str, set[str] | None]:
