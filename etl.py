@@ -1351,6 +1351,7 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
         check_limit(kind, account, settings, f"{settings.output}/{QUARANTINE}/run={work.report['run']}")
     logs, replaced = accounts["log_data"], replaced_tables(changes, touched)
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
+    # Merged twice, for `users` and for the state: to write them first and read them back would keep the others waiting.
     versions = versions_after(work, changes, new_events)
     tables = star_schema(songs, plays, versions)
     # The old lines that still count join the new ones in the staging: together they replace the state.
