@@ -1351,7 +1351,8 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
         check_limit(kind, account, settings, f"{settings.output}/{QUARANTINE}/run={work.report['run']}")
     logs, replaced = accounts["log_data"], replaced_tables(changes, touched)
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
-    # Merged twice, for `users` and for the state: to write them first and read them back would keep the others waiting.
+    # Merged twice, for `users` and for the state: to write them first would keep the others waiting. A cache would be
+    # wrong: when Spark writes to a directory that a cached frame reads, all frames of that read see the new files, too.
     versions = versions_after(work, changes, new_events)
     tables = star_schema(songs, plays, versions)
     # The old lines that still count join the new ones in the staging: together they replace the state.
