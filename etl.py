@@ -52,7 +52,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import reduce
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -1180,7 +1179,7 @@ def audit_counts(tables: dict[str, DataFrame], due: Iterable[str]) -> list[tuple
             keys = tables[other].selectExpr(f"{TABLES[other].key} AS {column}")
             orphans = rows.where(f"{column} IS NOT NULL").join(keys, on=column, how="left_anti")
             checks.append(orphans.selectExpr(f"'{name}'", f"'{column}'", "count(*)"))
-    counts = reduce(DataFrame.union, checks).collect()
+    counts = [row for rows in side_by_side(DataFrame.collect, checks) for row in rows]
     tables["songs"].unpersist()
     return counts
 
