@@ -1350,15 +1350,13 @@ def build(work: Work, settings: Settings, changes: Changes) -> dict[str, list]:
         check_limit(kind, account, settings, f"{settings.output}/{QUARANTINE}/run={work.report['run']}")
     logs, replaced = accounts["log_data"], replaced_tables(changes, touched)
     plays = events.where("is_play") if logs.keys == logs.lines else clean_plays(events)
-    # Merged twice, for `users` and for the state: to write them first would keep the others waiting. A cache would be
-    # wrong: when Spark writes to a directory that a cached frame reads, all frames of that read see the new files, too.
     versions = versions_after(work, changes, new_events)
     tables = star_schema(songs, plays, versions)
     # The old lines that still count join the new ones in the staging: together they replace the state.
     old = {SONG_LINES.name: old_songs, EVENTS.name: old_events}
-    rows = {**tables, VERSIONS.name: versions, **old}
+    rows = {**tables, **old}
     due = [name for name in rows if name in replaced and (name not in old or work.base.of_table(name, replaced[name]))]
-    staged = dict(zip(due, side_by_side(lambda name: work.stage(name, rows[name]), due)))
+    staged = dict(zip(due, side_by_side(lambda name: stage_table(work, name, rows[name], versions), due)))
     return files_after(work, replaced, audited(work, accounts, tables, staged))
 
 
@@ -1371,6 +1369,15 @@ def stage_lines(work: Work, kind: str, names: dict[str, File]) -> DataFrame:
     lines = checked(read_lines(work.spark, work.source, kind, names), *KINDS[kind])
     rows = lines.withColumn("value", F.expr("if(problem IS NULL, NULL, value)"))
     return work.stage(table.name, rows if kind == "song_data" else log_events(rows, table.partitions))
+
+
+def stage_table(work: Work, name: str, rows: DataFrame, versions: DataFrame) -> DataFrame:
+    """Stages the rows of a table. For `users` it stages the versions first and reads them back: they are merged once.
+
+    A cache would be wrong: the old events are written to a directory that the versions read, and when Spark writes to a
+    directory that a cached frame reads, all frames of that read see the new files, too.
+    """
+    return work.stage(name, users_table(work.stage(VERSIONS.name, versions)) if name == "users" else rows)
 
 
 def touched_partitions(work: Work, changes: Changes, songs: DataFrame) -> set[str]:
