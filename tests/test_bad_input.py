@@ -424,7 +424,7 @@ STOPS = {
         unlink_before("read_lines"),
         ("log_data/bad.json: Spark does not find this file; it is gone",),
     ),
-    "file that vanishes after Spark has listed it": (unlink_before("checked"), ("bad.json: ", VANISHED)),
+    "file that vanishes after Spark has listed it": (unlink_before("log_events"), ("bad.json: ", VANISHED)),
     "link to nowhere": (
         lambda lake, patch: (lake / "log_data" / "bad.json").symlink_to("nowhere.json"),
         ("log_data/bad.json: Spark does not find this file", "a link to nowhere"),
