@@ -699,8 +699,8 @@ def write_rows(spark: SparkSession, table: Table, rows: DataFrame, directory: st
     wrong = ", ".join(" ".join(column) for column in rows.dtypes if column not in declared)
     if wrong:
         raise JobError(f"{table.name}: the columns are not those declared in TABLES: {wrong}; nothing was published")
-    # Adaptive execution sizes the files: it merges small ones and splits a large partition. It sizes the result of a
-    # grouping, too, without being asked, and the other tables are the result of one.
+    # Adaptive execution sizes the files: it merges small ones and splits a large partition. The other tables come from
+    # groupings. It merges small parts of those without being asked, and there are no large ones: a hash spreads groups.
     if table.partitions or table == SONG_LINES:
         by = f"({', '.join(table.partitions)})" if table.partitions else ""
         rows = spark.sql(f"SELECT /*+ REBALANCE{by} */ * FROM {{rows}}", rows=rows)
